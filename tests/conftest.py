@@ -1,0 +1,31 @@
+"""Every test sees eight host devices, its own cache folder, and no network."""
+
+import os
+
+# Before anything imports JAX.
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+  """One cache for all tests of a session, so that sets are prepared once."""
+  # Workers of one session share the folder; preparation is safe for that.
+  root = tmp_path_factory.getbasetemp()
+  if os.environ.get("PYTEST_XDIST_WORKER"):
+    root = root.parent
+  folder = root / "synguide_cache"
+  os.environ["SYNGUIDE_CACHE"] = str(folder)
+  return folder
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+  """Tests run in a folder of their own, where commands may leave runs/."""
+  monkeypatch.chdir(tmp_path)
