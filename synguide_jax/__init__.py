@@ -13,10 +13,10 @@ import importlib
 __version__ = "0.1.0"
 
 _GUIDANCE = (
-    "a_gem",
-    "pairwise_similarity",
-    "pretrained_guidance_loss",
-    "real_guidance",
+  "a_gem",
+  "pairwise_similarity",
+  "pretrained_guidance_loss",
+  "real_guidance",
 )
 __all__ = [*_GUIDANCE, "__version__"]
 

@@ -1,0 +1,32 @@
+"""Where prepared data lives, and the names that keep it apart."""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def cache_dir() -> Path:
+  """Returns ``$SYNGUIDE_CACHE``, or ``~/.cache/synguide_jax``.
+
+  The folder may not exist yet.
+  """
+  folder = os.environ.get("SYNGUIDE_CACHE") or "~/.cache/synguide_jax"
+  return Path(folder).expanduser()
+
+
+def fingerprint(mapping: Mapping[str, Any]) -> str:
+  """Returns 12 hexadecimal digits that identify ``mapping``.
+
+  Args:
+    mapping: Plain data: strings, numbers, booleans, None, lists, mappings.
+      The order of its keys does not matter, and a tuple counts as a list, so
+      that a config and its copy read back from JSON have one fingerprint.
+
+  Raises:
+    TypeError: a value is not plain data.
+  """
+  text = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,100 @@
+"""Batches are a pure function of (seed, run, stage, step)."""
+
+import numpy as np
+import pytest
+
+from synguide_jax.data.feed import Feed, Sampler, Stream
+from synguide_jax.errors import UserError
+
+MEMBERS = np.arange(100, 110, dtype=np.int32)
+LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1, 2, 2])
+
+
+def sampler(batch_size, kind="epoch", key=(0, 0, 0, 0)):
+  return Sampler(Stream("real", batch_size, kind), MEMBERS, LABELS, key)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 32])
+def test_epoch_draws_every_image_equally_often(batch_size):
+  draw = sampler(batch_size)
+  drawn = np.concatenate([draw(step) for step in range(30)])
+  for start in range(0, len(drawn) - 9, 10):
+    np.testing.assert_array_equal(np.sort(drawn[start : start + 10]), MEMBERS)
+
+
+def test_passes_are_shuffled_differently():
+  draw = sampler(10)
+  assert not np.array_equal(draw(0), draw(1))
+
+
+def test_balanced_draws_every_class_and_image_in_it_equally_often():
+  draw = sampler(6, "balanced")
+  drawn = np.concatenate([draw(step) for step in range(60)])
+  counts = np.bincount(drawn - 100, minlength=10)
+  np.testing.assert_array_equal(counts, [20] * 6 + [60] * 4)
+  for step in range(10):
+    labels = LABELS[draw(step) - 100]
+    np.testing.assert_array_equal(np.bincount(labels), [2, 2, 2])
+
+
+def test_uniform_draws_independently():
+  draw = sampler(10_000, "uniform")
+  counts = np.bincount(draw(0) - 100, minlength=10)
+  # Binomial(10,000, 0.1): five standard deviations are 150.
+  np.testing.assert_allclose(counts, 1_000, atol=150)
+  assert counts.std() > 0
+
+
+@pytest.mark.parametrize("kind", ["epoch", "uniform", "balanced"])
+def test_any_step_can_be_drawn_first(kind):
+  forward = [sampler(7, kind)(step) for step in range(20)]
+  draw = sampler(7, kind)
+  for step in reversed(range(20)):
+    np.testing.assert_array_equal(draw(step), forward[step])
+
+
+def make_feed(runs, seed=0):
+  members = {
+    "real": [MEMBERS[:4]] * len(runs),
+    "synthetic": [MEMBERS[4:]] * len(runs),
+  }
+  labels = np.concatenate([np.zeros(100, int), LABELS])
+  return Feed(members, labels, seed=seed, runs=runs)
+
+
+STREAMS = {"a": Stream("real", 4), "b": Stream("synthetic", 6)}
+
+
+def test_a_run_draws_the_same_alone_and_in_company():
+  together, alone = make_feed((0, 1, 2)), make_feed((2,))
+  for step in range(5):
+    for name in STREAMS:
+      np.testing.assert_array_equal(
+        together(0, STREAMS, step)[name][2], alone(0, STREAMS, step)[name][0]
+      )
+
+
+def test_seed_run_stage_and_stream_each_change_the_batch():
+  first = make_feed((0,))(0, STREAMS, 0)["b"][0]
+  others = [
+    make_feed((0,), seed=1)(0, STREAMS, 0)["b"][0],
+    make_feed((1,))(0, STREAMS, 0)["b"][0],
+    make_feed((0,))(1, STREAMS, 0)["b"][0],
+    make_feed((0,))(0, {"b": STREAMS["b"]}, 0)["b"][0],
+  ]
+  for other in others:
+    assert not np.array_equal(first, other)
+
+
+def test_mixed_is_the_union():
+  batch = make_feed((0,))(0, {"m": Stream("mixed", 10)}, 0)["m"][0]
+  np.testing.assert_array_equal(np.sort(batch), MEMBERS)
+
+
+def test_unknown_set_and_sampler_are_named():
+  with pytest.raises(UserError, match="reel"):
+    Stream("reel", 4)
+  with pytest.raises(UserError, match="random"):
+    Stream("real", 4, "random")
+  with pytest.raises(UserError, match="batch_size"):
+    Stream("real", 0)
