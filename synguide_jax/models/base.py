@@ -1,0 +1,131 @@
+"""The face every network shows: `init` and `apply`, both pure.
+
+Nothing outside this folder knows how a network is written.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from synguide_jax.errors import UserError
+
+Variables = dict[str, Any]
+
+
+@flax.struct.dataclass
+class Output:
+  """What a network makes of a batch.
+
+  Attributes:
+    logits: Unnormalised log probabilities, float32 ``[N, num_classes]``; None
+      if the network was stopped before its head.
+    features: The stages' maps by name, unpooled, ``[N, H, W, C]`` (or tokens
+      ``[N, T, C]``).
+    batch_stats: Running statistics after this batch.
+  """
+
+  logits: jax.Array | None
+  features: dict[str, jax.Array]
+  batch_stats: Variables
+
+
+def pool(features: jax.Array) -> jax.Array:
+  """Averages a map ``[N, ..., C]`` over its positions: float32 ``[N, C]``."""
+  axes = tuple(range(1, features.ndim - 1))
+  return features.astype(jnp.float32).mean(axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """What a network expects of its input; it travels with the weights.
+
+  Attributes:
+    mean: Subtracted per channel, in units of [0, 1] images.
+    std: Divided by per channel, likewise.
+    size: Side in pixels that images are resized to, or None to keep theirs.
+    interpolation: As in ``jax.image.resize``.
+  """
+
+  mean: tuple[float, ...] = (0.5,)
+  std: tuple[float, ...] = (0.5,)
+  size: int | None = None
+  interpolation: str = "bilinear"
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Maps images in [0, 1] to the network's input."""
+    if self.size is not None and images.shape[-2] != self.size:
+      shape = (*images.shape[:-3], self.size, self.size, images.shape[-1])
+      images = jax.image.resize(images, shape, self.interpolation)
+    mean, std = (jnp.asarray(v, images.dtype) for v in (self.mean, self.std))
+    return (images - mean) / std
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A network as a pair of pure functions over images in [0, 1].
+
+  Attributes:
+    name: Registered name.
+    options: What the network was made with, plain data.
+    stages: Names of its feature maps, from input to output.
+    preprocessing: Applied to the images first.
+    module: The network itself.
+  """
+
+  name: str
+  options: dict[str, Any]
+  stages: tuple[str, ...]
+  preprocessing: Preprocessing
+  module: Any
+
+  def init(self, key: jax.Array, images: jax.Array) -> Variables:
+    """Returns ``{"params": ..., "batch_stats": ...}`` (the latter if any)."""
+    images = self.preprocessing(images)
+    return self.module.init(key, images, train=False)
+
+  def apply(
+    self,
+    variables: Variables,
+    images: jax.Array,
+    *,
+    train: bool,
+    rng: jax.Array | None = None,
+    upto: str | None = None,
+  ) -> Output:
+    """Runs the network.
+
+    Args:
+      variables: As returned by :meth:`init`.
+      images: In [0, 1], ``[N, H, W, C]``.
+      train: Whether normalisation uses and updates the batch's statistics, and
+        dropout is on.
+      rng: Key for dropout, where the network has any.
+      upto: Name of the last stage to compute; nothing behind it is.
+
+    Returns:
+      An :class:`Output`.
+    """
+    (logits, features), updated = self.module.apply(
+      variables,
+      self.preprocessing(images),
+      train=train,
+      upto=upto,
+      mutable=["batch_stats"] if train else [],
+      rngs=None if rng is None else {"dropout": rng},
+    )
+    kept = variables.get("batch_stats", {})
+    if logits is not None:
+      logits = logits.astype(jnp.float32)
+    return Output(logits, features, updated.get("batch_stats", kept))
+
+  def stage(self, name: str) -> str:
+    """Returns ``name`` if it is a stage of the network, else raises."""
+    if name not in self.stages:
+      raise UserError(
+        f"{self.name} has no feature layer {name!r}; it has "
+        f"{', '.join(self.stages)}."
+      )
+    return name
