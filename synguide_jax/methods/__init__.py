@@ -1,0 +1,45 @@
+"""Ways to train, by name."""
+
+import importlib
+from typing import Any
+
+from synguide_jax.errors import UserError
+from synguide_jax.methods.base import Info, Method
+
+# Name -> the module whose `make(config, info)` makes it; loaded on use.
+METHODS = {
+  "real": "synguide_jax.methods.supervised",
+  "fake": "synguide_jax.methods.supervised",
+  "aug": "synguide_jax.methods.supervised",
+  "balanced": "synguide_jax.methods.supervised",
+  "weighted": "synguide_jax.methods.supervised",
+  "a_gem": "synguide_jax.methods.guided",
+  "guided": "synguide_jax.methods.guided",
+  "diffusion": "synguide_jax.synthesis.diffusion",
+}
+
+
+def check_name(name: str) -> None:
+  """Raises UserError for an unknown method."""
+  if name not in METHODS:
+    raise UserError(
+      f"Unknown method {name!r}; known methods: {', '.join(METHODS)}."
+    )
+
+
+def make(config: Any, info: Info) -> Method:
+  """Makes the method ``config.method``.
+
+  Args:
+    config: The experiment's config.
+    info: What is known of the data before training.
+
+  Returns:
+    The :class:`Method`.
+
+  Raises:
+    UserError: for an unknown method, or a config it cannot run with.
+  """
+  check_name(config.method)
+  module = importlib.import_module(METHODS[config.method])
+  return module.make(config, info)

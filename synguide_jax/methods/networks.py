@@ -1,0 +1,170 @@
+"""The two networks of a method: M_u, which is trained, and M_p, frozen."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from synguide_jax import models
+from synguide_jax.errors import UserError
+from synguide_jax.methods.base import Batch, Info
+from synguide_jax.models import Model, Output, Preprocessing
+from synguide_jax.models.base import Variables
+from synguide_jax.models.pretrained import load_pretrained, replace_head
+from synguide_jax.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """The network being trained, M_u.
+
+  Attributes:
+    model: The network.
+    init_variables: ``(key, images) -> variables``, from scratch or from a
+      checkpoint with a new head.
+  """
+
+  model: Model
+  init_variables: Callable[[jax.Array, jax.Array], Variables]
+
+  def init(
+    self, key: jax.Array, images: jax.Array, tx: optax.GradientTransformation
+  ) -> TrainState:
+    """Returns the state a run starts with."""
+    variables = self.init_variables(key, images)
+    params = variables["params"]
+    return TrainState(
+      params=params,
+      batch_stats=variables.get("batch_stats", {}),
+      opt_state=tx.init(params),
+    )
+
+  def apply(
+    self, params: Any, batch_stats: Any, images: jax.Array, key: jax.Array
+  ) -> Output:
+    """Runs the network in training mode."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    return self.model.apply(variables, images, train=True, rng=key)
+
+  def predict(
+    self, state: TrainState, frozen: Any, images: jax.Array
+  ) -> jax.Array:
+    """A method's ``predict``: logits in evaluation mode."""
+    del frozen
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return self.model.apply(variables, images, train=False).logits
+
+
+def create_trained(config: Any, info: Info) -> Trained:
+  """Makes M_u from the config's ``model`` section.
+
+  Args:
+    config: The whole config; ``model`` has name, mean, std and init, which is
+      ``"scratch"`` or the folder of a checkpoint whose head is replaced.
+    info: Classes and image shape.
+
+  Returns:
+    The network.
+
+  Raises:
+    UserError: for an unknown model or a checkpoint of another one.
+  """
+  preprocessing = Preprocessing(
+    mean=tuple(config.model.mean), std=tuple(config.model.std)
+  )
+  model = models.create(
+    config.model.name,
+    num_classes=info.num_classes,
+    preprocessing=preprocessing,
+  )
+  if config.model.init == "scratch":
+    return Trained(model, model.init)
+  checkpoint = load_pretrained(config.model.init)
+  if checkpoint.model.name != model.name:
+    raise UserError(
+      f"model.init={config.model.init!r} holds a {checkpoint.model.name}, but "
+      f"model.name is {model.name!r}."
+    )
+  # Weights expect the input they were trained on.
+  model = dataclasses.replace(
+    model, preprocessing=checkpoint.model.preprocessing
+  )
+
+  def init_variables(key, images):
+    fresh = model.init(key, images)
+    return replace_head(checkpoint.variables, fresh)
+
+  return Trained(model, init_variables)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+  """The frozen pretrained network, M_p.
+
+  Attributes:
+    model: The network.
+    layer: The stage whose pooled map guides.
+    init: ``(key, images) -> variables``.
+    per_run: Whether ``init`` uses the key.
+  """
+
+  model: Model
+  layer: str
+  init: Callable[[jax.Array, jax.Array], Variables]
+  per_run: bool
+
+  def features(self, variables: Variables, images: jax.Array) -> jax.Array:
+    """Returns pooled features ``[N, E]``; nothing behind the layer is run."""
+    output = self.model.apply(variables, images, train=False, upto=self.layer)
+    return models.pool(output.features[self.layer])
+
+
+def create_frozen(config: Any, info: Info) -> Frozen:
+  """Makes M_p from the config's ``pretrained`` section.
+
+  Args:
+    config: The whole config; ``pretrained`` has weights, which is the folder
+      of a checkpoint or ``"random"`` (an untrained network of
+      ``pretrained.random_model``, another one for each run), and
+      feature_layer.
+    info: Classes and image shape.
+
+  Returns:
+    The network.
+
+  Raises:
+    UserError: if there is no such checkpoint or layer.
+  """
+  section = config.pretrained
+  if section.weights == "random":
+    model = models.create(section.random_model, num_classes=info.num_classes)
+    init, per_run = model.init, True
+  elif section.weights:
+    checkpoint = load_pretrained(section.weights)
+    model, per_run = checkpoint.model, False
+
+    def init(key, images):
+      del key, images
+      return jax.tree.map(jnp.asarray, checkpoint.variables)
+
+  else:
+    raise UserError(
+      "Pretrained Guidance needs a pretrained network, but pretrained.weights "
+      "is empty. Name a checkpoint folder, or switch it off with "
+      "guidance.pg_real=False and guidance.pg_synthetic=False."
+    )
+  return Frozen(model, model.stage(section.feature_layer), init, per_run)
+
+
+def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
+  """Mean softmax cross entropy of a batch, in nats."""
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+  return losses.mean()
+
+
+def accuracy(logits: jax.Array, batch: Batch) -> jax.Array:
+  """Share of a batch whose largest logit is the label's."""
+  return (logits.argmax(-1) == batch.labels).mean(dtype=jnp.float32)

@@ -1,0 +1,27 @@
+"""What a method learns, as one pytree."""
+
+from typing import Any
+
+import flax.struct
+
+
+@flax.struct.dataclass
+class TrainState:
+  """State of one run; the trainer gives every leaf a leading run axis.
+
+  Attributes:
+    params: Trained parameters.
+    batch_stats: Running statistics of normalisation layers, or an empty dict.
+    opt_state: State of the optax transformation(s).
+    extra: Whatever else a method carries from step to step (an exponential
+      moving average, a queue, a second optimiser), a pytree or None.
+  """
+
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  extra: Any = None
+
+  def for_prediction(self) -> "TrainState":
+    """Returns the state without what only training needs."""
+    return self.replace(opt_state=None)
