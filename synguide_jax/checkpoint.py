@@ -1,0 +1,111 @@
+"""Checkpoints of a training, with Orbax."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from synguide_jax.errors import UserError
+
+_KEPT = 2  # The newest, and the one before in case the newest is damaged.
+
+# What Orbax raises for files that are missing or cut short.
+_DAMAGE = (OSError, ValueError, KeyError)
+
+
+class Checkpointer:
+  """Saves arrays and a JSON record by step; restores the newest readable pair.
+
+  Args:
+    folder: Where the checkpoints live.
+    every: Steps between two saves.
+  """
+
+  def __init__(self, folder: Path, every: int):
+    options = ocp.CheckpointManagerOptions(
+      save_decision_policy=policies.FixedIntervalPolicy(every),
+      preservation_policy=policies.LatestN(_KEPT),
+      # A killed save leaves a temporary folder.
+      cleanup_tmp_directories=True,
+    )
+    self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+  def save(
+    self,
+    step: int,
+    arrays: Any,
+    record: Mapping[str, Any],
+    *,
+    force: bool = False,
+  ) -> None:
+    """Saves in the background if ``step`` is due, or ``force`` is given.
+
+    Args:
+      step: Global step.
+      arrays: A pytree of jax.Arrays.
+      record: JSON-serialisable data.
+      force: Save whether due or not.
+    """
+    if self._manager.latest_step() == step:
+      return
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        arrays=ocp.args.StandardSave(arrays),
+        record=ocp.args.JsonSave(dict(record)),
+      ),
+      force=force,
+    )
+
+  def restore(
+    self, abstract_of: Callable[[dict[str, Any]], Any]
+  ) -> tuple[Any, dict[str, Any]] | None:
+    """Restores the newest checkpoint that can be read.
+
+    Args:
+      abstract_of: ``record -> arrays``, as shapes, types and shardings; their
+        structure may depend on the record.
+
+    Returns:
+      ``(arrays, record)``, or None if there is no checkpoint. Where the newest
+      is damaged this is said, the one before is read, and the damaged one is
+      deleted.
+
+    Raises:
+      UserError: if there are checkpoints and none can be read.
+    """
+    damaged = []
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        record = self._read(step, record=ocp.args.JsonRestore())
+        abstract = abstract_of(record)
+        arrays = self._read(step, arrays=ocp.args.StandardRestore(abstract))
+      except _DAMAGE as error:
+        reason = str(error).partition("\n")[0]
+        logging.warning(
+          "The checkpoint of step %d is damaged: %s", step, reason
+        )
+        damaged.append(step)
+        continue
+      for newer in damaged:
+        # Saving over it later would silently do nothing.
+        self._manager.delete(newer)
+      return arrays, record
+    if damaged:
+      raise UserError(
+        f"No checkpoint in {self._manager.directory} can be read (see the "
+        "warnings). Delete the folder to start over."
+      )
+    return None
+
+  def _read(self, step: int, **args: Any) -> Any:
+    (name,) = args
+    return self._manager.restore(step, args=ocp.args.Composite(**args))[name]
+
+  def close(self) -> None:
+    """Waits for the saves under way."""
+    self._manager.wait_until_finished()
+    self._manager.close()

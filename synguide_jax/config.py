@@ -1,0 +1,202 @@
+"""What every config starts from, and how a config file is loaded.
+
+Plain data only; a file in configs/ takes these defaults and states what it
+changes. Fields that hold a *spec* name data or weights:
+
+  images    digits | letters | tfds:<name>[/config][:version] | folder:<path> |
+            prepared:<path> | generate:<config file>[:arg]
+  weights   <checkpoint folder> | train:<config file>[:arg]
+"""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from synguide_jax.errors import UserError
+
+
+def training_defaults() -> ConfigDict:
+  """Returns the fields that every method needs."""
+  config = ConfigDict()
+  # A name in synguide_jax.methods.METHODS.
+  config.method = "guided"
+  # With a run's number it draws shots, weights, batches and augmentation.
+  config.seed = 0
+  # Runs trained side by side; results are means over them.
+  config.num_runs = 5
+  # Number of the first one; a run is the same alone and in company.
+  config.first_run = 0
+  # "vmap": all runs at once; "map": one after the other inside a step.
+  config.runs_mode = "vmap"
+
+  config.data = ConfigDict()
+  # Spec of the real images.
+  config.data.real = ""
+  # Spec of the synthetic images; "": none.
+  config.data.synthetic = ""
+  # Side of the images a network sees, pixels.
+  config.data.image_size = 32
+  # Side they are stored with, before a crop, pixels; 0: image_size.
+  config.data.store_size = 0
+  # 1: grey, 3: RGB; others are converted.
+  config.data.channels = 3
+  # Zeros around an image before a random crop, pixels.
+  config.data.padding = 0
+  # Whether images are mirrored at random.
+  config.data.flip = False
+  # Real training images a class, drawn per run; -1: all, 0: none (zero-shot).
+  config.data.shots = -1
+  # Images split off the training images, stratified; 0: the set's own split.
+  config.data.validation = 0
+  config.data.test = 0
+  # Seed of these splits; the same for all runs.
+  config.data.split_seed = 2024
+
+  # Images a step and run, over all devices; two streams take half of it each.
+  config.batch_size = 128
+  # Length of the training, steps; 0: num_epochs.
+  config.num_steps = 0
+  # Passes over the synthetic images, or the only ones there are.
+  config.num_epochs = 200.0
+  config.optimizer = ConfigDict()
+  # "adam", "adamw" or "sgd".
+  config.optimizer.name = "adam"
+  # Peak learning rate.
+  config.optimizer.learning_rate = 1e-4
+  # "constant", or "cosine": falls to 0 at the end.
+  config.optimizer.schedule = "constant"
+  # Steps of linear rise before that.
+  config.optimizer.warmup_steps = 0
+  # Of sgd.
+  config.optimizer.momentum = 0.9
+  # Decoupled in adamw; added to the gradient in adam and sgd, as in PyTorch.
+  config.optimizer.weight_decay = 0.0
+
+  # Which weights are tested: "best" on validation, or "last".
+  config.select = "best"
+  # Steps between validations.
+  config.eval_every = 500
+  # Images a step of evaluation; memory only.
+  config.eval_batch_size = 256
+  # Steps between checkpoints.
+  config.checkpoint_every = 1000
+  return config
+
+
+def classifier_defaults() -> ConfigDict:
+  """Returns `training_defaults` and what classifiers need besides."""
+  config = training_defaults()
+  # The trained network, M_u.
+  config.model = ConfigDict()
+  # A name in synguide_jax.models.MODELS.
+  config.model.name = "cifar_resnet18"
+  # "scratch", or the spec of weights of the same network; its head is new.
+  config.model.init = "scratch"
+  # Subtracted from, and divided by, in units of [0, 1] images, per channel.
+  config.model.mean = (0.5,)
+  config.model.std = (0.5,)
+
+  # The frozen pretrained network, M_p.
+  config.pretrained = ConfigDict()
+  # Spec of its weights; "random": untrained ones, as a control; "": none.
+  config.pretrained.weights = ""
+  # What "random" is a network of.
+  config.pretrained.random_model = "cifar_resnet18"
+  # Stage whose pooled map guides.
+  config.pretrained.feature_layer = "stage3"
+
+  # Real Guidance and Pretrained Guidance, of method "guided".
+  config.guidance = ConfigDict()
+  # RG: project the synthetic gradient where it opposes the real one.
+  config.guidance.rg = True
+  # PG-R: the PG loss on the real images.
+  config.guidance.pg_real = True
+  # PG-F: the PG loss on the synthetic images.
+  config.guidance.pg_synthetic = True
+  # lambda_1, weight of the real gradient.
+  config.guidance.real_weight = 1.0
+  # lambda_2, weight of the projected synthetic gradient.
+  config.guidance.synthetic_weight = 1.0
+  # lambda_3, weight of the PG loss; its scale depends on the reduction.
+  config.guidance.pg_weight = 10.0
+  # Stage of M_u whose pooled map is guided.
+  config.guidance.feature_layer = "stage3"
+  # "kl", "l1", "l2" or "js".
+  config.guidance.similarity = "kl"
+  # "cosine", "dot", "euclidean" or "sqeuclidean".
+  config.guidance.metric = "cosine"
+  # "batchmean", "elementmean" or "sum".
+  config.guidance.reduction = "batchmean"
+  # "pretrained_to_trained" or "trained_to_pretrained"; of kl.
+  config.guidance.direction = "pretrained_to_trained"
+  # Divides the similarities before the softmax.
+  config.guidance.temperature = 1.0
+
+  config.weighted = ConfigDict()
+  # Weight of the real cross entropy in method "weighted".
+  config.weighted.real_weight = 0.8
+  return config
+
+
+def find(spec: str) -> tuple[Path, str | None]:
+  """Splits ``<config file>[:arg]`` and finds the file.
+
+  Args:
+    spec: A path relative to the current folder, or to the folder that holds
+      the package (a checkout), or absolute.
+
+  Returns:
+    The path and the argument.
+
+  Raises:
+    UserError: if there is no such file.
+  """
+  name, _, arg = spec.partition(":")
+  checkout = Path(__file__).resolve().parent.parent
+  for path in (Path(name), checkout / name):
+    if path.is_file():
+      return path, arg or None
+  raise UserError(f"No config file {name!r} in {Path.cwd()} or {checkout}.")
+
+
+def _module(path: Path) -> ModuleType:
+  spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+  if spec is None or spec.loader is None:
+    raise UserError(f"{path} is not a Python file.")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def load(spec: str) -> ConfigDict:
+  """Returns the config of ``<config file>[:arg]``.
+
+  Raises:
+    UserError: if there is no such file, or it does not know the argument.
+  """
+  path, arg = find(spec)
+  try:
+    return _module(path).get_config(arg)
+  except ValueError as error:
+    raise UserError(f"{path}: {error}") from error
+
+
+def load_sweep(spec: str) -> list[dict[str, object]]:
+  """Returns the rows of the config file's sweep, each a dict of overrides."""
+  path, arg = find(spec)
+  module = _module(path)
+  if not hasattr(module, "get_sweep"):
+    raise UserError(
+      f"{path} has no get_sweep(); see configs/digits_lowshot.py."
+    )
+  return module.get_sweep(arg)
+
+
+def override(config: ConfigDict, overrides: dict[str, object]) -> ConfigDict:
+  """Returns a copy of ``config`` with ``{"data.shots": 5, ...}`` applied."""
+  changed = config.copy_and_resolve_references()
+  with changed.unlocked():
+    changed.update_from_flattened_dict(overrides)
+  return changed

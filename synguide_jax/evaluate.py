@@ -1,0 +1,88 @@
+"""Exact evaluation: every image counts once, on any number of devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Metrics = dict[str, np.ndarray]
+
+
+class Evaluator:
+  """Evaluates all runs on stored images.
+
+  Args:
+    logits_fn: ``(state, frozen, images) -> logits`` with a leading run axis on
+      ``state`` and ``logits [runs, B, K]``; ``images`` are the stored uint8
+      ones ``[B, H, W, C]``, the same for every run.
+    images: All stored images, on the device.
+    labels: Their labels.
+    num_classes: Number of classes.
+    batch_size: Images a step; the last batch is padded and masked.
+    index_sharding: How a batch is spread over the devices.
+  """
+
+  def __init__(
+    self,
+    logits_fn: Callable[[Any, Any, jax.Array], jax.Array],
+    images: jax.Array,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    batch_size: int,
+    index_sharding: jax.sharding.Sharding,
+  ):
+    self._images, self._labels = images, labels
+    self._num_classes, self._batch_size = num_classes, batch_size
+    self._index_sharding = index_sharding
+
+    def sums(state, frozen, images, index, label, mask):
+      logits = logits_fn(state, frozen, images[index])
+      label = jnp.broadcast_to(label, logits.shape[:-1])
+      loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+      correct = (logits.argmax(-1) == label) & mask
+      classes = jax.nn.one_hot(label, num_classes, dtype=jnp.int32)
+      per_class = jnp.einsum("rn,rnk->rk", correct.astype(jnp.int32), classes)
+      return jnp.where(mask, loss, 0.0).sum(-1), per_class
+
+    self._sums = jax.jit(sums)
+
+  def __call__(self, state: Any, frozen: Any, index: np.ndarray) -> Metrics:
+    """Evaluates every run on the images ``index``.
+
+    Args:
+      state: State for prediction, with a leading run axis.
+      frozen: The method's frozen networks.
+      index: Indices of the images, ``[N]``.
+
+    Returns:
+      ``loss`` (mean cross entropy in nats), ``accuracy`` (share of correct
+      predictions) and ``balanced_accuracy`` (mean over classes of the share
+      in the class), each float64 ``[runs]``, and ``class_accuracy``
+      ``[runs, K]``, NaN for a class without images.
+    """
+    size, partial = self._batch_size, []
+    for start in range(0, len(index), size):
+      here = index[start : start + size]
+      padded = np.zeros(size, np.int32)
+      padded[: len(here)] = here
+      batch = jax.device_put(
+        (padded, self._labels[padded], np.arange(size) < len(here)),
+        self._index_sharding,
+      )
+      partial.append(self._sums(state, frozen, self._images, *batch))
+    losses, correct = zip(*jax.device_get(partial), strict=True)
+    loss = np.sum(losses, axis=0, dtype=np.float64) / len(index)
+    correct = np.sum(correct, axis=0, dtype=np.int64)
+    counts = np.bincount(self._labels[index], minlength=self._num_classes)
+    with np.errstate(invalid="ignore"):
+      class_accuracy = correct / counts
+    return {
+      "loss": loss,
+      "accuracy": correct.sum(-1) / len(index),
+      "balanced_accuracy": np.nanmean(class_accuracy, -1),
+      "class_accuracy": class_accuracy,
+    }

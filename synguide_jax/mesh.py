@@ -1,0 +1,60 @@
+"""Devices as a mesh of runs and shares of a batch."""
+
+from collections.abc import Sequence
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from synguide_jax.errors import UserError
+
+RUN, DATA = "run", "data"
+
+
+def create(num_runs: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Spreads the runs over the devices first, then each run's batch.
+
+  Args:
+    num_runs: Runs trained side by side.
+    devices: Devices to use; by default all.
+
+  Returns:
+    A mesh with axes ``("run", "data")``; the run axis is the largest divisor
+    of both the number of runs and the number of devices.
+  """
+  devices = list(devices if devices is not None else jax.devices())
+  runs = math.gcd(num_runs, len(devices))
+  grid = np.asarray(devices).reshape(runs, -1)
+  return Mesh(grid, (RUN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same value on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def per_run(mesh: Mesh) -> NamedSharding:
+  """A leading run axis, spread over the mesh's run axis."""
+  return NamedSharding(mesh, PartitionSpec(RUN))
+
+
+def per_run_and_image(mesh: Mesh) -> NamedSharding:
+  """Leading run and batch axes, each spread over its mesh axis."""
+  return NamedSharding(mesh, PartitionSpec(RUN, DATA))
+
+
+def over_images(mesh: Mesh) -> NamedSharding:
+  """A leading batch axis, spread over the mesh's data axis."""
+  return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, stream: str) -> None:
+  """Raises UserError unless the batch can be split over the data axis."""
+  shares = mesh.shape[DATA]
+  if batch_size % shares:
+    raise UserError(
+      f"The {stream!r} stream has {batch_size} images a step, which cannot be "
+      f"split over {shares} devices; make batch_size a multiple, or use fewer "
+      "devices."
+    )

@@ -1,0 +1,354 @@
+"""One trainer for every method; `train_and_evaluate` reads top to bottom.
+
+A batch is a function of (seed, run, stage, step) and all randomness of a step
+comes from a key of the same four, so a training is its position and its
+arrays: resumed from them it continues bit for bit.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from pathlib import Path
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+
+from synguide_jax import results as results_lib
+from synguide_jax import workdir as workdir_lib
+from synguide_jax.checkpoint import Checkpointer
+from synguide_jax.data import experiment_data
+from synguide_jax.data.experiment_data import ExperimentData
+from synguide_jax.data.feed import Feed
+from synguide_jax.errors import UserError
+from synguide_jax.program import Arrays, Program
+from synguide_jax.results import plain
+
+SELECT = ("best", "last")
+
+
+class DivergedError(ArithmeticError):
+  """The loss of every run became NaN or infinite."""
+
+
+@dataclasses.dataclass
+class Position:
+  """Where a training is; with its arrays, all there is to a checkpoint.
+
+  Attributes:
+    stage: Index of the stage.
+    step: Steps done in it.
+    history: A record for each evaluation so far.
+  """
+
+  stage: int = 0
+  step: int = 0
+  history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def train_and_evaluate(
+  config: Any,
+  workdir: Path | str,
+  writer: Any,
+  hooks: Sequence[Callable[[int], Any]] = (),
+  *,
+  inputs: Mapping[str, str] | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> dict[str, Any]:
+  """Trains ``config.num_runs`` runs, evaluates them, writes results.json.
+
+  Started again on the same workdir it continues where it was, and once it is
+  finished it returns the results.
+
+  Args:
+    config: An ``ml_collections.ConfigDict``, see configs/.
+    workdir: Folder of this experiment, made if missing.
+    writer: A clu ``MetricWriter``, or anything with its ``write_scalars(step,
+      scalars)`` and ``flush()``.
+    hooks: Called with the number of steps done, after each step.
+    inputs: What the specs of ``config`` stand for where only a command can
+      make it, by spec: a prepared set or a checkpoint folder.
+    devices: Devices to use; by default all.
+
+  Returns:
+    The contents of results.json.
+
+  Raises:
+    UserError: if the config, the data or the workdir is wrong, before any
+      training.
+    DivergedError: if no run is left with a finite loss.
+  """
+  workdir = Path(workdir)
+  workdir_lib.claim(workdir, config)
+  if (finished := workdir_lib.results(workdir)) is not None:
+    return finished
+  started = time.monotonic()
+
+  program, data = _set_up(config, inputs, devices)
+  feed = Feed(
+    data.members, data.labels, seed=config.seed, runs=run_numbers(config)
+  )
+  stages = program.method.stages
+  total = sum(stage.num_steps for stage in stages)
+
+  carry, frozen = program.init()
+  checkpoints = Checkpointer(workdir / "checkpoints", config.checkpoint_every)
+  if restored := _restore(checkpoints, program):
+    carry, best, position = restored
+  else:
+    carry, best = program.enter(0, carry, frozen)
+    position = Position()
+
+  training = time.monotonic()
+  while True:
+    stage = stages[position.stage]
+    before = sum(s.num_steps for s in stages[: position.stage])
+    step = program.step(position.stage, frozen)
+    while position.step < stage.num_steps:
+      indices = feed(position.stage, stage.streams, position.step)
+      carry = step(carry, indices, position.step)
+      position.step += 1
+      done = before + position.step
+      last = position.step == stage.num_steps
+      due = last or position.step % config.eval_every == 0
+      if due:
+        # So that a hook that measures time sees steps done, not dispatched.
+        jax.block_until_ready(carry)
+      for hook in hooks:
+        hook(done)
+
+      if due:
+        steps = (position.step - 1) % config.eval_every + 1
+        record = {
+          "step": done,
+          "stage": stage.name,
+          "train": _mean_metrics(carry, steps),
+        }
+        if program.method.predict and len(data.indices["validation"]):
+          validation = program.evaluate(
+            carry["state"].for_prediction(),
+            frozen,
+            data.indices["validation"],
+          )
+          best = program.keep_best(best, carry, validation["accuracy"], done)
+          record["validation"] = {
+            name: validation[name] for name in ("loss", "accuracy")
+          }
+        carry = program.reset_metrics(carry)
+        position.history.append(plain(record))
+        _write(writer, record, done / total)
+        _check_finite(config, carry, stage.name)
+      checkpoints.save(
+        done,
+        {"carry": carry, "best": best},
+        dataclasses.asdict(position),
+        force=last,
+      )
+    if position.stage + 1 == len(stages):
+      break
+    position.stage, position.step = position.stage + 1, 0
+    carry, best = program.enter(position.stage, carry, frozen)
+  checkpoints.close()
+
+  evaluating = time.monotonic()
+  results = _results(config, program, data, carry, best, frozen)
+  ended = time.monotonic()
+  results |= {
+    "history": position.history,
+    "seconds": {
+      "prepare": training - started,
+      "train": evaluating - training,
+      "evaluate": ended - evaluating,
+    },
+  }
+  writer.flush()
+  workdir_lib.write_json(workdir / "results.json", plain(results))
+  return plain(results)
+
+
+def load_trained(
+  config: Any,
+  workdir: Path | str,
+  *,
+  inputs: Mapping[str, str] | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> tuple[Program, Any]:
+  """Loads what a finished training selected.
+
+  Args:
+    config: The config it was trained with.
+    workdir: Its folder.
+    inputs: As for `train_and_evaluate`.
+    devices: Devices to use; by default all.
+
+  Returns:
+    The program and the state for prediction, with a leading run axis.
+
+  Raises:
+    UserError: if the workdir is of another config or has no checkpoint.
+  """
+  workdir_lib.claim(Path(workdir), config)
+  program, _ = _set_up(config, inputs, devices)
+  checkpoints = Checkpointer(
+    Path(workdir) / "checkpoints", config.checkpoint_every
+  )
+  restored = _restore(checkpoints, program)
+  checkpoints.close()
+  if restored is None:
+    raise UserError(f"{workdir} has no checkpoint that can be read.")
+  carry, best, _ = restored
+  return program, _selected(config, program, carry, best)
+
+
+def run_numbers(config: Any) -> tuple[int, ...]:
+  """Numbers of the config's runs; each is the same alone and in company."""
+  if config.num_runs < 1 or config.first_run < 0:
+    raise UserError(
+      f"num_runs={config.num_runs} must be at least 1 and first_run="
+      f"{config.first_run} not negative."
+    )
+  return tuple(range(config.first_run, config.first_run + config.num_runs))
+
+
+def resolve(config: Any, inputs: Mapping[str, str]) -> Any:
+  """Returns a copy of ``config`` with its specs replaced by ``inputs``."""
+  resolved = config.copy_and_resolve_references()
+  for section, field in workdir_lib.SPEC_FIELDS:
+    if section in resolved and field in resolved[section]:
+      spec = resolved[section][field]
+      resolved[section][field] = inputs.get(spec, spec)
+  return resolved
+
+
+def _set_up(
+  config: Any,
+  inputs: Mapping[str, str] | None,
+  devices: Sequence[jax.Device] | None,
+) -> tuple[Program, ExperimentData]:
+  """Loads the data and makes the program, with every check there is."""
+  runs = run_numbers(config)
+  resolved = resolve(config, inputs or {})
+  data = experiment_data.load(resolved.data, seed=config.seed, runs=runs)
+  program = Program(resolved, data, runs, devices)
+  _check(config, program, data)
+  return program, data
+
+
+def _restore(
+  checkpoints: Checkpointer, program: Program
+) -> tuple[Arrays, Arrays, Position] | None:
+  restored = checkpoints.restore(
+    lambda record: program.abstract(record["stage"])
+  )
+  if restored is None:
+    return None
+  arrays, record = restored
+  return arrays["carry"], arrays["best"], Position(**record)
+
+
+def _selected(
+  config: Any, program: Program, carry: Arrays, best: Arrays
+) -> Any:
+  """The state for prediction that ``config.select`` names."""
+  if config.select == "best" and program.method.predict:
+    return best["state"]
+  return carry["state"].for_prediction()
+
+
+def _check(config: Any, program: Program, data: ExperimentData) -> None:
+  """Raises UserError for what would only fail during training."""
+  for field in ("eval_every", "checkpoint_every", "eval_batch_size"):
+    if config[field] < 1:
+      raise UserError(f"{field}={config[field]} must be at least 1.")
+  if config.select not in SELECT:
+    raise UserError(
+      f"select={config.select!r} is unknown; known: {', '.join(SELECT)}."
+    )
+  if not program.method.predict:
+    return
+  if config.select == "best" and not len(data.indices["validation"]):
+    raise UserError(
+      "select='best' needs validation images, but there are none: set "
+      "data.validation, or select='last'."
+    )
+
+
+def _mean_metrics(carry: Arrays, steps: int) -> dict[str, np.ndarray]:
+  sums = jax.device_get(carry["metrics"])
+  return {name: value / np.float32(steps) for name, value in sums.items()}
+
+
+def _write(writer: Any, record: Mapping[str, Any], progress: float) -> None:
+  """Writes means over the runs, those that diverged left out."""
+  scalars = {"progress": progress}
+  for group in ("train", "validation"):
+    for name, values in record.get(group, {}).items():
+      finite = values[np.isfinite(values)]
+      if len(finite):
+        scalars[f"{group}/{name}"] = float(finite.mean())
+  writer.write_scalars(record["step"], scalars)
+
+
+def _check_finite(config: Any, carry: Arrays, stage: str) -> None:
+  """Reports diverged runs; raises DivergedError if no other is left."""
+  diverged = jax.device_get(carry["diverged"])
+  if (diverged < 0).all():
+    return
+  listed = ", ".join(
+    f"run {run} at step {step}"
+    for run, step in zip(run_numbers(config), diverged, strict=True)
+    if step >= 0
+  )
+  message = (
+    f"method {config.method!r}, stage {stage!r}: the loss became NaN or "
+    f"infinite in {listed}"
+  )
+  if (diverged >= 0).all():
+    raise DivergedError(
+      f"{message}; no run is left. Lower optimizer.learning_rate or the "
+      "guidance weights."
+    )
+  logging.warning("%s; excluded from the results.", message)
+
+
+def _results(
+  config: Any,
+  program: Program,
+  data: ExperimentData,
+  carry: Arrays,
+  best: Arrays,
+  frozen: Any,
+) -> dict[str, Any]:
+  """Evaluates what was selected: the only look at the test images."""
+  diverged = jax.device_get(carry["diverged"])
+  kept = diverged < 0
+  state = _selected(config, program, carry, best)
+  evaluations = {}
+  if program.method.predict:
+    for name in ("validation", "test", "synthetic"):
+      if len(data.indices[name]):
+        evaluations[name] = results_lib.summarise_evaluation(
+          program.evaluate(state, frozen, data.indices[name]), kept
+        )
+  numbers = run_numbers(config)
+  return {
+    "method": config.method,
+    "config": workdir_lib.as_json(config),
+    "runs": numbers,
+    **evaluations,
+    "best_step": jax.device_get(best["step"]),
+    "diverged": {
+      str(run): int(step)
+      for run, step in zip(numbers, diverged, strict=True)
+      if step >= 0
+    },
+    "data": {
+      "class_names": data.class_names,
+      "images": data.describe(),
+    },
+    "versions": results_lib.versions(),
+    "commit": results_lib.commit(),
+    "devices": [str(device) for device in program.mesh.devices.flat],
+    "mesh": dict(program.mesh.shape),
+  }

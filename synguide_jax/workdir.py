@@ -1,0 +1,136 @@
+"""Where an experiment lives, and what is known of it without computing.
+
+A workdir holds config.json (what was asked for), results.json (once finished),
+checkpoints/ and TensorBoard events. Imports nothing heavy, so that a finished
+workdir is recognised at once.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from synguide_jax.cache import fingerprint
+from synguide_jax.errors import UserError
+
+ROOT = Path("runs")
+
+# The config fields that name data or weights.
+SPEC_FIELDS = (
+  ("data", "real"),
+  ("data", "synthetic"),
+  ("model", "init"),
+  ("pretrained", "weights"),
+)
+
+
+def as_json(config: Any) -> dict[str, Any]:
+  """Returns a config as JSON gives it back (tuples become lists)."""
+  as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+  return json.loads(json.dumps(as_dict))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns ``{"data.shots": 10, ...}`` for a nested mapping."""
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def differences(
+  old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+  """Returns ``{field: (old, new)}`` where two configs differ."""
+  old, new = flatten(old), flatten(new)
+  return {
+    field: (old.get(field), new.get(field))
+    for field in sorted(old.keys() | new.keys())
+    if field not in old or field not in new or old[field] != new[field]
+  }
+
+
+def default_workdir(file: str, config: Any, base: Any) -> Path:
+  """Returns ``runs/<config>[_<arg>]/<method>[-<hash of other overrides>]``.
+
+  Args:
+    file: ``<config file>[:arg]``.
+    config: The config with its overrides.
+    base: The config without them.
+
+  Returns:
+    A relative path; two different experiments never share one.
+  """
+  path, _, arg = file.partition(":")
+  name = Path(path).stem + (f"_{arg}" if arg else "")
+  overrides = {
+    field: new
+    for field, (_, new) in differences(as_json(base), as_json(config)).items()
+    if field != "method"
+  }
+  suffix = f"-{fingerprint(overrides)[:6]}" if overrides else ""
+  return ROOT / name / (config.method + suffix)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a whole file or none of it."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def claim(workdir: Path, config: Any) -> None:
+  """Makes ``workdir`` and writes config.json, or checks the one it has.
+
+  Args:
+    workdir: The folder.
+    config: The experiment's config.
+
+  Raises:
+    UserError: if the folder cannot be written, or belongs to another config.
+  """
+  path, wanted = workdir / "config.json", as_json(config)
+  try:
+    if not path.exists():
+      workdir.mkdir(parents=True, exist_ok=True)
+      write_json(path, wanted)
+      return
+    found = json.loads(path.read_text())
+  except OSError as error:
+    raise UserError(
+      f"Cannot write to the workdir {workdir}: {error.strerror}. Choose "
+      "another with --workdir."
+    ) from error
+  except json.JSONDecodeError as error:
+    raise UserError(
+      f"{path} is not readable as JSON ({error}). Delete {workdir} or choose "
+      "another --workdir."
+    ) from error
+  if changed := differences(found, wanted):
+    lines = [
+      f"  {field}: {old!r} there, {new!r} now"
+      for field, (old, new) in changed.items()
+    ]
+    raise UserError(
+      f"{workdir} belongs to another config:\n"
+      + "\n".join(lines)
+      + "\nChoose another --workdir, or delete it."
+    )
+
+
+def results(workdir: Path) -> dict[str, Any] | None:
+  """Returns the results of a finished workdir, or None."""
+  path = workdir / "results.json"
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    return None
+  except (OSError, json.JSONDecodeError) as error:
+    raise UserError(f"Cannot read {path}: {error}") from error
