@@ -1,0 +1,89 @@
+"""Ten real digits a class and 2,000 synthetic ones: Table 4 in miniature.
+
+The paper's low-shot setting 1 (the generator has seen many real images, the
+classifier a few) on scikit-learn's 8x8 handwritten digits. The generator is
+the project's own diffusion model, M_p a small network that reads letters.
+
+  python -m synguide_jax.main --config=configs/digits_lowshot.py
+  python -m synguide_jax.sweep --config=configs/digits_lowshot.py
+  python -m synguide_jax.table --workdirs='runs/digits_lowshot/*'
+
+The argument chooses the synthetic images, see configs/generators/digits.py:
+`digits_lowshot.py:narrow` (the default), `:weak`, `:strong`, or `:smoke`.
+"""
+
+from synguide_jax import config as config_lib
+
+ARGS = ("narrow", "weak", "strong", "smoke")
+
+
+def get_config(arg=None):
+  """Returns the config; ``arg`` is one of ``ARGS``, "narrow" by default."""
+  arg = arg or "narrow"
+  if arg not in ARGS:
+    raise ValueError(f"Unknown argument {arg!r}; known: {', '.join(ARGS)}.")
+  config = config_lib.classifier_defaults()
+  config.method = "guided"
+  config.num_runs = 10
+
+  config.data.real = "digits"
+  # A generator trained on the 900 images of the training pool; 200 a class.
+  config.data.synthetic = f"generate:configs/generators/digits.py:{arg}"
+  config.data.image_size = 8
+  config.data.channels = 1
+  # Random crops of images with one pixel of black around; a mirrored digit is
+  # none, so there is no flip.
+  config.data.padding = 1
+  # Of 1,797 images; 900 are left to draw shots from.
+  config.data.validation = 200
+  config.data.test = 697
+  config.data.shots = 10
+
+  config.model.name = "small_cnn"
+  config.pretrained.weights = "train:configs/letters.py"
+  config.pretrained.random_model = "small_cnn"
+  # Fixed beforehand, not tuned: lambda_1 = lambda_2 = 1, lambda_3 = 10.
+  config.guidance.pg_weight = 10.0
+
+  config.batch_size = 64
+  config.num_steps = 300
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.schedule = "cosine"
+  # About one pass over the synthetic images.
+  config.eval_every = 30
+  config.checkpoint_every = 150
+
+  if arg == "smoke":
+    config.num_runs = 2
+    config.num_steps = 6
+    config.pretrained.weights = "train:configs/letters.py:smoke"
+    config.eval_every = 3
+    config.checkpoint_every = 3
+  return config
+
+
+def get_sweep(arg=None):
+  """Returns the rows of the experiment's table, as overrides."""
+  letters = get_config(arg).pretrained.weights
+  switches = ("guidance.rg", "guidance.pg_real", "guidance.pg_synthetic")
+  methods = ("real", "fake", "aug", "balanced", "weighted", "a_gem")
+  return [
+    *({"method": method} for method in methods),
+    # The rows of Table 4: RG, PG-R, PG-F.
+    *(
+      {"method": "guided", **dict(zip(switches, on, strict=True))}
+      for on in (
+        (False, True, True),
+        (True, False, False),
+        (True, True, False),
+        (True, False, True),
+        (True, True, True),
+      )
+    ),
+    # Controls: is it the pretrained network, and does it have to be a loss?
+    {"method": "guided", "pretrained.weights": "random"},
+    {"method": "aug", "model.init": letters},
+    {"method": "guided", "model.init": letters},
+    # The real images that were there: what the synthetic ones compete with.
+    {"method": "real", "data.shots": -1},
+  ]

@@ -1,0 +1,36 @@
+"""M_p of the digits experiment: a small network that reads letters.
+
+Trained on 12,000 rendered 8x8 letters, A-Z and a-z; it never sees a digit.
+Made on the spot, and kept, where a config says `train:configs/letters.py`.
+
+  python -m synguide_jax.main --config=configs/letters.py
+"""
+
+from synguide_jax import config as config_lib
+
+ARGS = ("smoke",)
+
+
+def get_config(arg=None):
+  """Returns the config; ``arg`` is None or "smoke"."""
+  if arg not in (None, *ARGS):
+    raise ValueError(f"Unknown argument {arg!r}; known: {', '.join(ARGS)}.")
+  config = config_lib.classifier_defaults()
+  config.method = "real"
+  config.num_runs = 1
+
+  config.data.real = "letters"
+  config.data.image_size = 8
+  config.data.channels = 1
+  config.data.padding = 1
+  config.data.validation = 1_000
+  config.data.test = 1_000
+
+  config.model.name = "small_cnn"
+  config.batch_size = 128
+  config.num_steps = 6 if arg == "smoke" else 2_000
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.schedule = "cosine"
+  config.eval_every = 3 if arg == "smoke" else 500
+  config.checkpoint_every = 3 if arg == "smoke" else 1_000
+  return config

@@ -1,0 +1,1 @@
+"""What the results say, from what is on disk."""

@@ -1,0 +1,225 @@
+"""Results of many workdirs as one table, with paired differences.
+
+Runs of one number share their real images, initial weights and validation
+images over all methods, so methods are compared run by run: the standard error
+of the mean difference is far smaller than the spread of either.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synguide_jax import workdir
+
+REFERENCES = ("aug", "balanced")
+
+# Fields by which rows of one table may differ and still not be told apart.
+_SILENT = ("num_runs", "first_run", "eval_batch_size", "checkpoint_every")
+_SWITCHES = {
+  "guidance.rg": "RG",
+  "guidance.pg_real": "PG-R",
+  "guidance.pg_synthetic": "PG-F",
+}
+
+
+def gather(folders: Sequence[Path]) -> list[dict[str, Any]]:
+  """Gathers finished workdirs into tables, one for each pair of sets.
+
+  Args:
+    folders: Workdirs; those without results.json are left out.
+
+  Returns:
+    Tables as plain data: ``title`` and ``rows``. A row has ``label``,
+    ``workdir``, ``accuracy`` (of the test images, or of the validation images
+    where there are none), ``synthetic`` and ``conflict_rate`` if there are any,
+    ``seconds`` of training, and for each of ``REFERENCES`` the paired
+    ``difference`` to it: ``mean``, ``standard_error`` and ``n``.
+  """
+  tables = collections.defaultdict(list)
+  for folder in folders:
+    if (results := workdir.results(Path(folder))) is not None:
+      data = dict(results["config"]["data"])
+      data.pop("shots", None)
+      key = json.dumps([data, results["config"]["seed"]], sort_keys=True)
+      tables[key].append((str(folder), results))
+  return [_table(entries) for entries in tables.values()]
+
+
+def _table(entries: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+  flat = [workdir.flatten(results["config"]) for _, results in entries]
+  usual = _usual(flat)
+  rows = []
+  for (folder, results), config in zip(entries, flat, strict=True):
+    unusual = {
+      field: value
+      for field, value in config.items()
+      if field in usual and usual[field] != json.dumps(value)
+    }
+    rows.append(
+      {
+        "label": _label(config, unusual),
+        "workdir": folder,
+        "accuracy": _accuracy(results),
+        "synthetic": results.get("synthetic", {}).get("accuracy"),
+        "conflict_rate": _conflict_rate(results),
+        "seconds": results["seconds"]["train"],
+        "difference": {},
+      }
+    )
+    # The row that others are compared with is the method, and nothing else.
+    if config["method"] in REFERENCES and not unusual:
+      rows[-1]["reference"] = config["method"]
+  for name in REFERENCES:
+    for number, row in enumerate(rows):
+      if row.get("reference") == name:
+        _compare(name, number, rows, entries)
+  data = entries[0][1]["config"]["data"]
+  title = f"{data['real']} with {data['synthetic'] or 'no synthetic images'}"
+  return {"title": title, "rows": rows}
+
+
+def _usual(configs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """The most common value, as JSON, of each field that differs."""
+  usual = {}
+  for field in sorted(set().union(*configs)):
+    if field != "method" and field not in _SILENT:
+      counts = collections.Counter(
+        json.dumps(config.get(field)) for config in configs
+      )
+      if len(counts) > 1:
+        usual[field] = counts.most_common(1)[0][0]
+  return usual
+
+
+def _label(config: Mapping[str, Any], unusual: Mapping[str, Any]) -> str:
+  label = config["method"]
+  if label == "guided":
+    on = [name for field, name in _SWITCHES.items() if config[field]]
+    label = " + ".join(on) or "guided, all switches off"
+  others = [
+    f"{field}={value}"
+    for field, value in unusual.items()
+    if field not in _SWITCHES
+  ]
+  return ", ".join([label, *others])
+
+
+def _accuracy(results: Mapping[str, Any]) -> dict[str, Any]:
+  evaluation = results.get("test") or results.get("validation") or {}
+  return evaluation.get("accuracy", {"mean": None, "std": None, "n": 0})
+
+
+def _conflict_rate(results: Mapping[str, Any]) -> float | None:
+  rates = [
+    rate
+    for record in results["history"]
+    for rate in record["train"].get("conflict_rate", ())
+    if rate is not None
+  ]
+  return float(np.mean(rates)) if rates else None
+
+
+def _compare(
+  name: str,
+  reference: int,
+  rows: Sequence[dict[str, Any]],
+  entries: Sequence[tuple[str, dict[str, Any]]],
+) -> None:
+  """Adds to each row its paired difference to the reference row."""
+
+  def by_run(results):
+    runs = _accuracy(results).get("runs", ())
+    return dict(zip(results["runs"], runs, strict=False))
+
+  base = entries[reference][1]
+  for number, (row, (_, results)) in enumerate(zip(rows, entries, strict=True)):
+    same_shots = (
+      results["config"]["data"]["shots"] == base["config"]["data"]["shots"]
+    )
+    if number == reference or not same_shots:
+      continue
+    ours, theirs = by_run(results), by_run(base)
+    differences = [
+      ours[run] - theirs[run]
+      for run in ours
+      if ours[run] is not None and theirs.get(run) is not None
+    ]
+    if differences:
+      row["difference"][name] = paired(differences)
+
+
+def paired(differences: Sequence[float]) -> dict[str, Any]:
+  """Mean of paired differences and its standard error, std / sqrt(n)."""
+  values = np.asarray(differences, np.float64)
+  error = None
+  if len(values) > 1:
+    error = float(values.std(ddof=1) / math.sqrt(len(values)))
+  return {
+    "mean": float(values.mean()),
+    "standard_error": error,
+    "n": len(values),
+  }
+
+
+def markdown(tables: Sequence[Mapping[str, Any]]) -> str:
+  """Formats what `gather` returned, all shares in percent."""
+  blocks = []
+  for table in tables:
+    header = ["method", "accuracy", "n"]
+    header += [f"vs {name} (paired)" for name in REFERENCES]
+    header += ["on synthetic", "conflicts", "train s"]
+    lines = [[*header], ["---", *["---:"] * (len(header) - 1)]]
+    for row in table["rows"]:
+      lines.append(
+        [
+          row["label"],
+          _mean_std(row["accuracy"]),
+          str(row["accuracy"]["n"]),
+          *(_difference(row["difference"].get(n)) for n in REFERENCES),
+          _mean_std(row["synthetic"]),
+          _percent(row["conflict_rate"]),
+          f"{row['seconds']:.1f}",
+        ]
+      )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table_lines = [
+      f"| {' | '.join(map(_pad, line, widths, range(len(line))))} |"
+      for line in lines
+    ]
+    blocks.append("\n".join([f"### {table['title']}", "", *table_lines]))
+  note = (
+    "Accuracy in percent, mean +- standard deviation over n runs; paired "
+    "differences in points, mean +- standard error."
+  )
+  return "\n\n".join([*blocks, note])
+
+
+def _pad(cell: str, width: int, column: int) -> str:
+  """Left-aligns the first column; stretches the rule under the header."""
+  if cell in ("---", "---:"):
+    return cell.rjust(width, "-")
+  return cell.rjust(width) if column else cell.ljust(width)
+
+
+def _percent(value: float | None) -> str:
+  return "" if value is None else f"{100 * value:.1f}"
+
+
+def _mean_std(summary: Mapping[str, Any] | None) -> str:
+  if summary is None or summary["mean"] is None:
+    return ""
+  spread = "" if summary["std"] is None else f" +- {100 * summary['std']:.2f}"
+  return f"{100 * summary['mean']:.2f}{spread}"
+
+
+def _difference(difference: Mapping[str, Any] | None) -> str:
+  if difference is None:
+    return ""
+  error = difference["standard_error"]
+  spread = "" if error is None else f" +- {100 * error:.2f}"
+  return f"{100 * difference['mean']:+.2f}{spread}"

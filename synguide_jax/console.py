@@ -1,0 +1,129 @@
+"""What a command shows: a few plain lines, and no library's log among them."""
+
+from collections.abc import Callable, Mapping, Sequence
+import difflib
+import os
+import re
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+
+from synguide_jax.errors import UserError
+
+
+def say(line: str = "") -> None:
+  """Prints a line at once."""
+  print(line, flush=True)
+
+
+def quiet() -> None:
+  """Silences what libraries log below a warning. Call before they load."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+  os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+  logging.set_verbosity(logging.WARNING)
+  logging.use_absl_handler()
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """Runs a command: parses its flags, and turns user errors into one line.
+
+  Exits with what ``main`` returns, or with 2 for a `UserError`.
+  """
+  quiet()
+
+  def guarded(argv):
+    if len(argv) > 1:
+      raise UserError(f"Unexpected argument {argv[1]!r}; flags begin with --.")
+    return main()
+
+  try:
+    app.run(guarded, flags_parser=_parse)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  """Parses flags; an unknown config field names its nearest neighbours."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    raise UserError(str(error)) from error
+  except (AttributeError, KeyError) as error:
+    raise UserError(_unknown_field(argv, error)) from error
+  except (OSError, TypeError, ValueError) as error:
+    raise UserError(f"--config: {error}") from error
+
+
+def _unknown_field(argv: Sequence[str], error: Exception) -> str:
+  from synguide_jax import config as config_lib
+  from synguide_jax import workdir
+
+  specs = [a.partition("=")[2] for a in argv if a.startswith("--config=")]
+  asked = re.findall(r"--config\.([\w.]+)", " ".join(argv))
+  known = list(workdir.flatten(config_lib.load(specs[-1]).to_dict()))
+  for field in asked:
+    if field not in known:
+      near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
+      hint = f" Did you mean {' or '.join(near)}?" if near else ""
+      return f"The config has no field {field!r}.{hint}"
+  return f"--config: {error}"
+
+
+class ConsoleWriter:
+  """A metric writer that prints one line an evaluation.
+
+  It has the methods of a clu ``MetricWriter`` that the trainer calls.
+  """
+
+  def __init__(self):
+    self._steps_per_second = None
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Prints progress, losses and accuracies; notes steps_per_sec."""
+    if "steps_per_sec" in scalars:
+      self._steps_per_second = scalars["steps_per_sec"]
+    if "progress" not in scalars:
+      return
+    total = round(step / scalars["progress"])
+    parts = [f"  step {step:>{len(str(total))}}/{total}"]
+    for name, label in _SHOWN.items():
+      if name in scalars:
+        parts.append(f"{label} {_format(name, scalars[name])}")
+    if rate := self._steps_per_second:
+      parts.append(f"{rate:.{0 if rate >= 10 else 1}f} steps/s")
+      parts.append(f"{duration((total - step) / rate)} left")
+    say("  ".join(parts))
+
+  def flush(self) -> None:
+    """Does nothing: every line is printed at once."""
+
+
+_SHOWN = {
+  "train/loss": "loss",
+  "train/conflict_rate": "conflicts",
+  "validation/accuracy": "validation",
+}
+
+
+def _format(name: str, value: float) -> str:
+  return f"{value:.4f}" if name.endswith("loss") else f"{100 * value:.1f}%"
+
+
+def duration(seconds: float) -> str:
+  """Formats 3723 as ``1h 2min``, 75 as ``1min 15s``, 8.3 as ``8s``."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours}h {minutes}min"
+  return f"{minutes}min {rest}s" if minutes else f"{rest}s"
+
+
+def percent(summary: Mapping[str, Any]) -> str:
+  """Formats a results summary as ``95.32 +- 0.61 (n=10)``, in percent."""
+  if summary["mean"] is None:
+    return "no run left"
+  spread = "" if summary["std"] is None else f" +- {100 * summary['std']:.2f}"
+  return f"{100 * summary['mean']:.2f}{spread} (n={summary['n']})"
