@@ -19,6 +19,8 @@ _DAMAGE = (OSError, ValueError, KeyError)
 class Checkpointer:
   """Saves arrays and a JSON record by step; restores the newest readable pair.
 
+  A context manager: what is being saved is finished on leaving it.
+
   Args:
     folder: Where the checkpoints live.
     every: Steps between two saves.
@@ -105,7 +107,10 @@ class Checkpointer:
     (name,) = args
     return self._manager.restore(step, args=ocp.args.Composite(**args))[name]
 
-  def close(self) -> None:
-    """Waits for the saves under way."""
+  def __enter__(self) -> "Checkpointer":
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    """Waits for the saves under way, also if training was interrupted."""
     self._manager.wait_until_finished()
     self._manager.close()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import math
+import os
 from typing import Any
 
 import jax
@@ -26,10 +27,13 @@ def _jit(function: Callable, mesh: jax.sharding.Mesh, **options: Any) -> Any:
   """jax.jit, with LLVM's second instead of its third level on the CPU.
 
   The third unrolls the loops of the random number generator: compilation takes
-  up to four times as long, and what it makes is no faster.
+  up to four times as long, and what it makes is no faster. A level that
+  XLA_FLAGS names is left alone.
   """
-  if mesh.devices.flat[0].platform == "cpu":
-    options["compiler_options"] = {"xla_backend_optimization_level": 2}
+  flag = "xla_backend_optimization_level"
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  if on_cpu and flag not in os.environ.get("XLA_FLAGS", ""):
+    options["compiler_options"] = {flag: 2}
   return jax.jit(function, **options)
 
 

@@ -86,21 +86,51 @@ def train_and_evaluate(
   started = time.monotonic()
 
   program, data = _set_up(config, inputs, devices)
+  carry, frozen = program.init()
+  with _checkpointer(config, workdir) as checkpoints:
+    if restored := _restore(checkpoints, program):
+      carry, best, position = restored
+    else:
+      carry, best = program.enter(0, carry, frozen)
+      position = Position()
+    training = time.monotonic()
+    carry, best = _train(
+      *(config, program, data, frozen, checkpoints, writer, hooks),
+      *(carry, best, position),
+    )
+  evaluating = time.monotonic()
+  results = _results(config, program, data, carry, best, frozen)
+  results |= {
+    "history": position.history,
+    "seconds": {
+      "prepare": training - started,
+      "train": evaluating - training,
+      "evaluate": time.monotonic() - evaluating,
+    },
+  }
+  writer.flush()
+  workdir_lib.write_json(workdir / "results.json", plain(results))
+  return plain(results)
+
+
+def _train(
+  config: Any,
+  program: Program,
+  data: ExperimentData,
+  frozen: Any,
+  checkpoints: Checkpointer,
+  writer: Any,
+  hooks: Sequence[Callable[[int], Any]],
+  carry: Arrays,
+  best: Arrays,
+  position: Position,
+) -> tuple[Arrays, Arrays]:
+  """Goes through the stages from ``position`` on, which it moves."""
   feed = Feed(
     data.members, data.labels, seed=config.seed, runs=run_numbers(config)
   )
   stages = program.method.stages
   total = sum(stage.num_steps for stage in stages)
-
-  carry, frozen = program.init()
-  checkpoints = Checkpointer(workdir / "checkpoints", config.checkpoint_every)
-  if restored := _restore(checkpoints, program):
-    carry, best, position = restored
-  else:
-    carry, best = program.enter(0, carry, frozen)
-    position = Position()
-
-  training = time.monotonic()
   while True:
     stage = stages[position.stage]
     before = sum(s.num_steps for s in stages[: position.stage])
@@ -127,9 +157,7 @@ def train_and_evaluate(
         }
         if program.method.predict and len(data.indices["validation"]):
           validation = program.evaluate(
-            carry["state"].for_prediction(),
-            frozen,
-            data.indices["validation"],
+            carry["state"].for_prediction(), frozen, data.indices["validation"]
           )
           best = program.keep_best(best, carry, validation["accuracy"], done)
           record["validation"] = {
@@ -146,25 +174,9 @@ def train_and_evaluate(
         force=last,
       )
     if position.stage + 1 == len(stages):
-      break
+      return carry, best
     position.stage, position.step = position.stage + 1, 0
     carry, best = program.enter(position.stage, carry, frozen)
-  checkpoints.close()
-
-  evaluating = time.monotonic()
-  results = _results(config, program, data, carry, best, frozen)
-  ended = time.monotonic()
-  results |= {
-    "history": position.history,
-    "seconds": {
-      "prepare": training - started,
-      "train": evaluating - training,
-      "evaluate": ended - evaluating,
-    },
-  }
-  writer.flush()
-  workdir_lib.write_json(workdir / "results.json", plain(results))
-  return plain(results)
 
 
 def load_trained(
@@ -190,11 +202,8 @@ def load_trained(
   """
   workdir_lib.claim(Path(workdir), config)
   program, _ = _set_up(config, inputs, devices)
-  checkpoints = Checkpointer(
-    Path(workdir) / "checkpoints", config.checkpoint_every
-  )
-  restored = _restore(checkpoints, program)
-  checkpoints.close()
+  with _checkpointer(config, Path(workdir)) as checkpoints:
+    restored = _restore(checkpoints, program)
   if restored is None:
     raise UserError(f"{workdir} has no checkpoint that can be read.")
   carry, best, _ = restored
@@ -233,6 +242,10 @@ def _set_up(
   program = Program(resolved, data, runs, devices)
   _check(config, program, data)
   return program, data
+
+
+def _checkpointer(config: Any, workdir: Path) -> Checkpointer:
+  return Checkpointer(workdir / "checkpoints", config.checkpoint_every)
 
 
 def _restore(

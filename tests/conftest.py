@@ -2,14 +2,21 @@
 
 import os
 
-# Before anything imports JAX.
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Before anything imports JAX. Tests compile much and compute little.
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+  ]
 ).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
@@ -22,6 +29,8 @@ def cache(tmp_path_factory):
     root = root.parent
   folder = root / "synguide_cache"
   os.environ["SYNGUIDE_CACHE"] = str(folder)
+  # Trainings that many tests repeat compile once.
+  jax.config.update("jax_compilation_cache_dir", str(root / "jax_cache"))
   return folder
 
 

@@ -1,0 +1,117 @@
+"""Programs: one compilation, any mesh, every image evaluated once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synguide_jax import mesh as mesh_lib
+from synguide_jax.data import experiment_data
+from synguide_jax.data.feed import Feed
+from synguide_jax.errors import UserError
+from synguide_jax.evaluate import Evaluator
+from synguide_jax.program import Program
+from tests import tiny
+
+
+def steps(config, devices, count):
+  """Returns the carry and the losses after some steps, and compilations."""
+  runs = tuple(range(config.num_runs))
+  data = experiment_data.load(config.data, seed=0, runs=runs)
+  program = Program(config, data, runs, devices)
+  feed = Feed(data.members, data.labels, seed=0, runs=runs)
+  carry, frozen = program.init()
+  carry, _ = program.enter(0, carry, frozen)
+  step, losses = program.step(0, frozen), []
+  streams = program.method.stages[0].streams
+  for number in range(count):
+    carry = program.reset_metrics(carry)
+    carry = step(carry, feed(0, streams, number), number)
+    losses.append(jax.device_get(carry["metrics"]["loss"]))
+  return program, carry, np.array(losses), step.num_compilations()
+
+
+@pytest.mark.parametrize(
+  "overrides",
+  [
+    {"method": "guided"},
+    {"method": "guided", "guidance.rg": False, "num_runs": 1},
+  ],
+)
+def test_sharded_equals_one_device(overrides):
+  config = tiny.config(**{"num_steps": 10, **overrides})
+  program, sharded, losses, compilations = steps(config, jax.devices(), 10)
+  assert program.mesh.size == 8
+  assert compilations == 1
+  _, single, single_losses, _ = steps(config, jax.devices()[:1], 10)
+  np.testing.assert_allclose(losses, single_losses, rtol=1e-4)
+  # Adam divides by gradients: where those are nearly zero, rounding shows.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3),
+    jax.device_get(sharded["state"].params),
+    jax.device_get(single["state"].params),
+  )
+
+
+def test_one_device_compiles_once():
+  *_, compilations = steps(tiny.config(), jax.devices()[:1], 3)
+  assert compilations == 1
+
+
+@pytest.mark.parametrize(
+  "runs,devices,shape",
+  [
+    (1, 8, (1, 8)),
+    (2, 8, (2, 4)),
+    (10, 8, (2, 4)),
+    (5, 8, (1, 8)),
+    (8, 4, (4, 1)),
+  ],
+)
+def test_runs_are_spread_first(runs, devices, shape):
+  mesh = mesh_lib.create(runs, jax.devices()[:devices])
+  assert tuple(mesh.shape.values()) == shape
+
+
+def test_a_batch_that_cannot_be_split_is_named():
+  with pytest.raises(UserError, match="10 images a step"):
+    steps(tiny.config(num_runs=1, batch_size=20), jax.devices(), 1)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("count", [1, 32, 75])
+def test_evaluation_counts_every_image_once(devices, count):
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 3, 100).astype(np.int32)
+  table = rng.normal(size=(2, 100, 4)).astype(np.float32)
+  mesh = mesh_lib.create(1, jax.devices()[:devices])
+  everywhere = mesh_lib.replicated(mesh)
+  # An "image" is its own number, and the logits are looked up.
+  images = jax.device_put(np.arange(100).reshape(100, 1, 1, 1), everywhere)
+  evaluator = Evaluator(
+    lambda state, frozen, images: state[:, images[:, 0, 0, 0]],
+    images,
+    labels,
+    num_classes=4,
+    batch_size=32,
+    index_sharding=mesh_lib.over_images(mesh),
+  )
+  index = rng.permutation(100)[:count]
+  metrics = evaluator(
+    jax.device_put(jnp.asarray(table), everywhere), None, index
+  )
+
+  logits, here = table[:, index].astype(np.float64), labels[index]
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  loss = -log_p[:, np.arange(count), here].mean(-1)
+  right = logits.argmax(-1) == here
+  of_class = [
+    [r[here == c].mean() if (here == c).any() else np.nan for c in range(4)]
+    for r in right
+  ]
+  np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+  np.testing.assert_allclose(metrics["accuracy"], right.mean(-1))
+  np.testing.assert_allclose(metrics["class_accuracy"], of_class)
+  np.testing.assert_allclose(
+    metrics["balanced_accuracy"], np.nanmean(of_class, -1)
+  )

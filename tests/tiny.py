@@ -1,0 +1,45 @@
+"""A training small enough for tests, shared by several of them."""
+
+from synguide_jax import config as config_lib
+
+
+def config(**overrides):
+  """The digits as both sets, a random M_p, two runs of six steps."""
+  tiny = config_lib.classifier_defaults()
+  tiny.update_from_flattened_dict(
+    {
+      "num_runs": 2,
+      "data.real": "digits",
+      "data.synthetic": "digits",
+      "data.image_size": 8,
+      "data.channels": 1,
+      "data.padding": 1,
+      "data.shots": 3,
+      "data.validation": 40,
+      "data.test": 50,
+      "model.name": "small_cnn",
+      "pretrained.weights": "random",
+      "pretrained.random_model": "small_cnn",
+      "batch_size": 16,
+      "num_steps": 6,
+      "optimizer.learning_rate": 1e-3,
+      "eval_every": 2,
+      "eval_batch_size": 32,
+      "checkpoint_every": 2,
+      **overrides,
+    }
+  )
+  return tiny
+
+
+class Recorder:
+  """A metric writer that remembers."""
+
+  def __init__(self):
+    self.scalars = []
+
+  def write_scalars(self, step, scalars):
+    self.scalars.append((step, dict(scalars)))
+
+  def flush(self):
+    pass
