@@ -55,7 +55,7 @@ def get_config(arg=None):
 
   if arg == "smoke":
     # Digits stand in for both sets, a random network for the pretrained one.
-    config.num_runs = 2
+    config.num_runs = 1
     config.data.real = "digits"
     config.data.synthetic = "digits"
     config.data.validation = 40
@@ -65,6 +65,8 @@ def get_config(arg=None):
     config.guidance.pg_synthetic = True
     config.batch_size = 8
     config.num_steps = 2
+    config.eval_batch_size = 40
+    config.evaluate_on = ("test",)
     config.eval_every = 2
     config.checkpoint_every = 2
   return config

@@ -36,17 +36,31 @@ checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 tpu=(gcloud compute tpus tpu-vm)
 where=(--project="${project}" --zone="${zone}")
-remote="cd synguide_jax && python3 -m venv .venv && . .venv/bin/activate \
+# The image's own Python is 3.10; uv brings a newer one.
+remote="cd synguide_jax && python3 -m pip install -q --user uv \
+&& ~/.local/bin/uv venv -q --seed --python 3.12 .venv && . .venv/bin/activate \
 && pip install -q -e '.[tpu]' && python -m synguide_jax.$(printf '%q ' "$@")"
 
 run "${tpu[@]}" create "${name}" "${where[@]}" \
   --accelerator-type="${type}" --version="${image}"
-trap 'run "${tpu[@]}" delete "${name}" "${where[@]}" --quiet' EXIT
+trained=""
+finish() {
+  # Also after a failure: with its checkpoints the same command continues.
+  if [[ -n "${trained}" ]] &&
+    ! run "${tpu[@]}" scp --recurse "${name}:synguide_jax/runs" . "${where[@]}"
+  then
+    echo "Could not bring the workdirs back; the TPU VM is kept. Delete it:" >&2
+    printf '%q ' "${tpu[@]}" delete "${name}" "${where[@]}" >&2
+    return
+  fi
+  run "${tpu[@]}" delete "${name}" "${where[@]}" --quiet
+}
+trap finish EXIT
 archive="$(mktemp -d)/synguide_jax.tar.gz"
 run git -C "${checkout}" archive --format=tar.gz --prefix=synguide_jax/ \
   --output="${archive}" HEAD
 run "${tpu[@]}" scp "${archive}" "${name}:" "${where[@]}"
 run "${tpu[@]}" ssh "${name}" "${where[@]}" \
   --command="tar -xzf synguide_jax.tar.gz"
+trained=1
 run "${tpu[@]}" ssh "${name}" "${where[@]}" --command="${remote}"
-run "${tpu[@]}" scp --recurse "${name}:synguide_jax/runs" . "${where[@]}"

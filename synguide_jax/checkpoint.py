@@ -34,6 +34,11 @@ class Checkpointer:
       cleanup_tmp_directories=True,
     )
     self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+    self._every = every
+
+  def due(self, step: int) -> bool:
+    """Whether `save` saves at ``step`` without being forced."""
+    return step % self._every == 0
 
   def save(
     self,
@@ -83,14 +88,14 @@ class Checkpointer:
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         record = self._read(step, record=ocp.args.JsonRestore())
-        abstract = abstract_of(record)
+      except _DAMAGE as error:
+        damaged.append(_report(step, error))
+        continue
+      abstract = abstract_of(record)
+      try:
         arrays = self._read(step, arrays=ocp.args.StandardRestore(abstract))
       except _DAMAGE as error:
-        reason = str(error).partition("\n")[0]
-        logging.warning(
-          "The checkpoint of step %d is damaged: %s", step, reason
-        )
-        damaged.append(step)
+        damaged.append(_report(step, error))
         continue
       for newer in damaged:
         # Saving over it later would silently do nothing.
@@ -114,3 +119,9 @@ class Checkpointer:
     """Waits for the saves under way, also if training was interrupted."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def _report(step: int, error: Exception) -> int:
+  reason = str(error).partition("\n")[0]
+  logging.warning("The checkpoint of step %d is damaged: %s", step, reason)
+  return step

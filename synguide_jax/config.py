@@ -3,17 +3,21 @@
 Plain data only; a file in configs/ takes these defaults and states what it
 changes. Fields that hold a *spec* name data or weights:
 
-  images    digits | letters | tfds:<name>[/config][:version] | folder:<path> |
-            prepared:<path> | generate:<config file>[:arg]
-  weights   <checkpoint folder> | train:<config file>[:arg]
+  images     digits | letters | tfds:<name>[/config][:version] |
+             folder:<path> | prepared:<path>
+  synthetic  the same | generate:<config file>[:arg]
+  weights    <checkpoint folder> | train:<config file>[:arg]
 """
 
+from collections.abc import Iterable
+import difflib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from synguide_jax import workdir
 from synguide_jax.errors import UserError
 
 
@@ -51,6 +55,9 @@ def training_defaults() -> ConfigDict:
   # Images split off the training images, stratified; 0: the set's own split.
   config.data.validation = 0
   config.data.test = 0
+  # Leave out image files that cannot be read, and count them, instead of
+  # stopping.
+  config.data.skip_damaged = False
   # Seed of these splits; the same for all runs.
   config.data.split_seed = 2024
 
@@ -78,6 +85,8 @@ def training_defaults() -> ConfigDict:
   config.select = "best"
   # Steps between validations.
   config.eval_every = 500
+  # What the selected weights are evaluated on at the end, beside validation.
+  config.evaluate_on = ("test", "synthetic")
   # Images a step of evaluation; memory only.
   config.eval_batch_size = 256
   # Steps between checkpoints.
@@ -195,8 +204,27 @@ def load_sweep(spec: str) -> list[dict[str, object]]:
 
 
 def override(config: ConfigDict, overrides: dict[str, object]) -> ConfigDict:
-  """Returns a copy of ``config`` with ``{"data.shots": 5, ...}`` applied."""
+  """Returns a copy of ``config`` with ``{"data.shots": 5, ...}`` applied.
+
+  Raises:
+    UserError: if the config has no such field, or one of another type.
+  """
+  check_fields(config, overrides)
   changed = config.copy_and_resolve_references()
-  with changed.unlocked():
-    changed.update_from_flattened_dict(overrides)
+  for field, value in overrides.items():
+    try:
+      changed.update_from_flattened_dict({field: value})
+    except TypeError as error:
+      raise UserError(f"{field}={value!r}: {error}.") from error
   return changed
+
+
+def check_fields(config: ConfigDict, fields: Iterable[str]) -> None:
+  """Raises UserError if the config lacks one, naming the nearest it has."""
+  nested = config.to_dict()
+  known = list({**nested, **workdir.flatten(nested)})
+  for field in fields:
+    if field not in known:
+      near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
+      hint = f" Did you mean {' or '.join(near)}?" if near else ""
+      raise UserError(f"The config has no field {field!r}.{hint}")

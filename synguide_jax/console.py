@@ -1,7 +1,7 @@
 """What a command shows: a few plain lines, and no library's log among them."""
 
 from collections.abc import Callable, Mapping, Sequence
-import difflib
+import errno
 import os
 import re
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from synguide_jax.errors import UserError
+from synguide_jax.errors import DivergedError, UserError
 
 
 def say(line: str = "") -> None:
@@ -29,7 +29,8 @@ def quiet() -> None:
 def run(main: Callable[[], int | None]) -> None:
   """Runs a command: parses its flags, and turns user errors into one line.
 
-  Exits with what ``main`` returns, or with 2 for a `UserError`.
+  Exits with what ``main`` returns, with 1 if training diverged, and with 2 for
+  a `UserError`.
   """
   quiet()
 
@@ -40,36 +41,42 @@ def run(main: Callable[[], int | None]) -> None:
 
   try:
     app.run(guarded, flags_parser=_parse)
-  except UserError as error:
+  except (DivergedError, UserError) as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(1 if isinstance(error, DivergedError) else 2)
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    print(f"error: the disk is full: {error}", file=sys.stderr)
+    sys.exit(1)
+  except KeyboardInterrupt:
+    print("interrupted; the same command continues", file=sys.stderr)
+    sys.exit(130)
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
-  """Parses flags; an unknown config field names its nearest neighbours."""
+  """Parses flags, after a look at --config and its overrides.
+
+  For config_flags would show a traceback where there is no such file or
+  argument, and another one where there is no such field.
+  """
+  from synguide_jax import config as config_lib
+
+  argv = list(argv)
+  if "--config" in argv[:-1]:
+    at = argv.index("--config")
+    argv[at : at + 2] = [f"--config={argv[at + 1]}"]
+  for number, flag in enumerate(argv):
+    if flag.startswith("--config="):
+      path, arg = config_lib.find(flag.removeprefix("--config="))
+      spec = f"{path}:{arg}" if arg else str(path)
+      argv[number] = f"--config={spec}"
+      overrides = re.findall(r"--(?:no)?config\.([^\s=]+)", " ".join(argv))
+      config_lib.check_fields(config_lib.load(spec), overrides)
   try:
     return flags.FLAGS(argv)
-  except flags.Error as error:
-    raise UserError(str(error)) from error
-  except (AttributeError, KeyError) as error:
-    raise UserError(_unknown_field(argv, error)) from error
-  except (OSError, TypeError, ValueError) as error:
-    raise UserError(f"--config: {error}") from error
-
-
-def _unknown_field(argv: Sequence[str], error: Exception) -> str:
-  from synguide_jax import config as config_lib
-  from synguide_jax import workdir
-
-  specs = [a.partition("=")[2] for a in argv if a.startswith("--config=")]
-  asked = re.findall(r"--config\.([\w.]+)", " ".join(argv))
-  known = list(workdir.flatten(config_lib.load(specs[-1]).to_dict()))
-  for field in asked:
-    if field not in known:
-      near = difflib.get_close_matches(field, known, n=3, cutoff=0.5)
-      hint = f" Did you mean {' or '.join(near)}?" if near else ""
-      return f"The config has no field {field!r}.{hint}"
-  return f"--config: {error}"
+  except (flags.Error, TypeError, ValueError) as error:
+    raise UserError(" ".join(str(error).split())) from error
 
 
 class ConsoleWriter:
@@ -100,6 +107,8 @@ class ConsoleWriter:
   def flush(self) -> None:
     """Does nothing: every line is printed at once."""
 
+  close = flush
+
 
 _SHOWN = {
   "train/loss": "loss",
@@ -109,7 +118,9 @@ _SHOWN = {
 
 
 def _format(name: str, value: float) -> str:
-  return f"{value:.4f}" if name.endswith("loss") else f"{100 * value:.1f}%"
+  if not name.endswith("loss"):
+    return f"{100 * value:.1f}%"
+  return f"{value:.4f}" if value < 1e4 else f"{value:.2e}"
 
 
 def duration(seconds: float) -> str:

@@ -1,9 +1,12 @@
-"""The one exception that means: the user can fix this, no traceback needed."""
+"""What commands print as one line, without a traceback."""
 
 
 class UserError(ValueError):
   """A wrong config, file or workdir; the message names field, value, remedy.
 
-  Commands print it as one line and exit with 2. Library code raises it before
-  any training starts.
+  Raised before any training starts. Commands exit with 2.
   """
+
+
+class DivergedError(ArithmeticError):
+  """The loss of every run became NaN or infinite. Commands exit with 1."""

@@ -80,10 +80,14 @@ class Program:
         mesh_lib.check_batch_size(self.mesh, stream.batch_size, name)
     self._per_run = mesh_lib.per_run(self.mesh)
     self._num_runs = len(runs)
-    # All randomness of a run comes from its key.
-    self._keys = jax.device_put(
-      jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(config.seed), jnp.asarray(runs)
+    # All randomness of a run comes from its key: one to begin with, one to
+    # enter stages, one for steps.
+    run_keys = jax.vmap(jax.random.fold_in, (None, 0))(
+      jax.random.key(config.seed), jnp.asarray(runs)
+    )
+    self._init_keys, self._enter_keys, self._step_keys = jax.device_put(
+      tuple(
+        jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(run_keys)
       ),
       self._per_run,
     )
@@ -106,7 +110,7 @@ class Program:
     shared = not self.method.frozen_per_run
     kept = mesh_lib.replicated(self.mesh) if shared else self._per_run
     init = _jit(self._init, self.mesh, out_shardings=(self._per_run, kept))
-    state, frozen = init(self._keys)
+    state, frozen = init(self._init_keys)
     return {"state": state, "diverged": self._filled(-1)}, frozen
 
   def enter(
@@ -126,7 +130,7 @@ class Program:
       ``accuracy`` (-1 before the first evaluation) and ``step``.
     """
     enter = _jit(self._enter(number), self.mesh, out_shardings=self._per_run)
-    state, best = enter(self._keys, carry["state"])
+    state, best = enter(self._enter_keys, carry["state"])
     metrics = self._metrics_of(number, state, frozen)
     carry = {
       "state": state,
@@ -142,9 +146,9 @@ class Program:
 
   def abstract(self, number: int) -> dict[str, Arrays]:
     """What `enter` returns, as shapes, types and shardings to restore into."""
-    state, frozen = jax.eval_shape(self._init, self._keys)
+    state, frozen = jax.eval_shape(self._init, self._init_keys)
     for stage in range(number + 1):
-      state, best = jax.eval_shape(self._enter(stage), self._keys, state)
+      state, best = jax.eval_shape(self._enter(stage), self._enter_keys, state)
     metrics = self._metrics_of(number, state, frozen)
     numbers = {"int": self._filled(0), "float": self._filled(0.0)}
     tree = {
@@ -197,7 +201,7 @@ class Program:
     def step(carry, indices, step):
       indices = jax.device_put(dict(indices), placed)
       return jitted(
-        carry, frozen, self._keys, self._stored, indices, np.int32(step)
+        carry, frozen, self._step_keys, self._stored, indices, np.int32(step)
       )
 
     step.num_compilations = jitted._cache_size
@@ -207,6 +211,18 @@ class Program:
     """Returns ``carry`` with the sums of the metrics set to zero."""
     zeros = {name: self._filled(0.0) for name in carry["metrics"]}
     return {**carry, "metrics": zeros}
+
+  def mark_diverged(
+    self, carry: Arrays, losses: np.ndarray, step: int
+  ) -> Arrays:
+    """Marks runs with a loss on held-out images that is not finite.
+
+    The loss of a step is that of the weights before it, so that of the last one
+    would not show what it did.
+    """
+    diverged = np.array(jax.device_get(carry["diverged"]))
+    diverged[(diverged < 0) & ~np.isfinite(losses)] = step
+    return {**carry, "diverged": jax.device_put(diverged, self._per_run)}
 
   def keep_best(
     self, best: Arrays, carry: Arrays, accuracy: np.ndarray, step: int
@@ -251,7 +267,7 @@ class Program:
       for name, stream in self.method.stages[number].streams.items()
     }
     step = self._step_of_all(number)
-    arguments = (state, frozen, self._keys, self._stored, indices, 0)
+    arguments = (state, frozen, self._step_keys, self._stored, indices, 0)
     return list(jax.eval_shape(step, *arguments)[1])
 
   def _filled(self, value: float | int) -> jax.Array:

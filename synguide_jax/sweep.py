@@ -3,7 +3,8 @@
   python -m synguide_jax.sweep --config=configs/digits_lowshot.py
   python -m synguide_jax.sweep --config=... --methods=real,fake,aug
 
-The rows are the config file's `get_sweep()`; overrides hold for all of them.
+The rows are the config file's `get_sweep()`. Overrides hold for all of them,
+but for the fields that a row sets itself.
 """
 
 import time
@@ -13,8 +14,9 @@ from ml_collections import config_flags
 
 from synguide_jax import config as config_lib
 from synguide_jax import console, experiment, workdir
+from synguide_jax.analysis import table
 from synguide_jax.console import say
-from synguide_jax.errors import UserError
+from synguide_jax.errors import DivergedError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file in configs/, with :argument.", lock_config=True
@@ -47,10 +49,11 @@ def main() -> int:
       outcome = experiment.headline(results)
       outcome += "  (finished before)" if finished else f"  in {took}"
     # One row that cannot run must not keep the others from it.
-    except (UserError, ArithmeticError) as error:
+    except (DivergedError, UserError) as error:
       failed += 1
-      outcome = f"failed: {error}"
-    say(f"[{number:2}/{len(rows)}] {folder.name:16} {outcome}")
+      outcome = f"failed: {' '.join(str(error).split())}"
+    name = table.label(workdir.flatten(config.to_dict()), row)
+    say(f"[{number:2}/{len(rows)}] {name}: {outcome}")
   experiment.show_table(folders)
   return 1 if failed else 0
 

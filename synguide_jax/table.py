@@ -26,7 +26,7 @@ flags.mark_flag_as_required("workdirs")
 def main() -> int:
   """Runs the command; returns its exit code."""
   folders = sorted(
-    Path(path) for pattern in _WORKDIRS.value for path in glob.glob(pattern)
+    {Path(path) for pattern in _WORKDIRS.value for path in glob.glob(pattern)}
   )
   tables = table.gather(folders)
   if not tables:
@@ -35,11 +35,14 @@ def main() -> int:
     )
   say(table.markdown(tables))
   if _OUTPUT.value:
-    output = Path(_OUTPUT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".md").write_text(table.markdown(tables) + "\n")
-    workdir.write_json(output.with_suffix(".json"), tables)
-    say(f"Written to {output}.md and {output}.json")
+    text, data = Path(f"{_OUTPUT.value}.md"), Path(f"{_OUTPUT.value}.json")
+    try:
+      text.parent.mkdir(parents=True, exist_ok=True)
+      text.write_text(table.markdown(tables) + "\n")
+      workdir.write_json(data, tables)
+    except OSError as error:
+      raise UserError(f"Cannot write {text}: {error.strerror}.") from error
+    say(f"Written to {text} and {data}")
   return 0
 
 

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from absl import logging
+import filelock
 import jax
 import numpy as np
 
@@ -21,15 +22,11 @@ from synguide_jax.checkpoint import Checkpointer
 from synguide_jax.data import experiment_data
 from synguide_jax.data.experiment_data import ExperimentData
 from synguide_jax.data.feed import Feed
-from synguide_jax.errors import UserError
+from synguide_jax.errors import DivergedError, UserError
 from synguide_jax.program import Arrays, Program
 from synguide_jax.results import plain
 
 SELECT = ("best", "last")
-
-
-class DivergedError(ArithmeticError):
-  """The loss of every run became NaN or infinite."""
 
 
 @dataclasses.dataclass
@@ -39,11 +36,13 @@ class Position:
   Attributes:
     stage: Index of the stage.
     step: Steps done in it.
+    seconds: Time spent in training so far, over all its sessions.
     history: A record for each evaluation so far.
   """
 
   stage: int = 0
   step: int = 0
+  seconds: float = 0.0
   history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
@@ -84,33 +83,33 @@ def train_and_evaluate(
   if (finished := workdir_lib.results(workdir)) is not None:
     return finished
   started = time.monotonic()
-
-  program, data = _set_up(config, inputs, devices)
-  carry, frozen = program.init()
-  with _checkpointer(config, workdir) as checkpoints:
-    if restored := _restore(checkpoints, program):
-      carry, best, position = restored
-    else:
-      carry, best = program.enter(0, carry, frozen)
-      position = Position()
-    training = time.monotonic()
-    carry, best = _train(
-      *(config, program, data, frozen, checkpoints, writer, hooks),
-      *(carry, best, position),
-    )
-  evaluating = time.monotonic()
-  results = _results(config, program, data, carry, best, frozen)
-  results |= {
-    "history": position.history,
-    "seconds": {
-      "prepare": training - started,
-      "train": evaluating - training,
-      "evaluate": time.monotonic() - evaluating,
-    },
-  }
-  writer.flush()
-  workdir_lib.write_json(workdir / "results.json", plain(results))
-  return plain(results)
+  with _alone(workdir):
+    program, data = set_up(config, inputs=inputs, devices=devices)
+    carry, frozen = program.init()
+    with _checkpointer(config, workdir) as checkpoints:
+      if restored := _restore(checkpoints, program):
+        carry, best, position = restored
+      else:
+        carry, best = program.enter(0, carry, frozen)
+        position = Position()
+      training = time.monotonic()
+      carry, best = _train(
+        *(config, program, data, frozen, checkpoints, writer, hooks),
+        *(carry, best, position),
+      )
+    evaluating = time.monotonic()
+    results = _results(config, program, data, carry, best, frozen)
+    results |= {
+      "history": position.history,
+      "seconds": {
+        "prepare": training - started,
+        "train": position.seconds,
+        "evaluate": time.monotonic() - evaluating,
+      },
+    }
+    writer.flush()
+    workdir_lib.write_json(workdir / "results.json", plain(results))
+    return plain(results)
 
 
 def _train(
@@ -131,6 +130,8 @@ def _train(
   )
   stages = program.method.stages
   total = sum(stage.num_steps for stage in stages)
+  before_this_session = position.seconds - time.monotonic()
+  checked = 0
   while True:
     stage = stages[position.stage]
     before = sum(s.num_steps for s in stages[: position.stage])
@@ -159,6 +160,7 @@ def _train(
           validation = program.evaluate(
             carry["state"].for_prediction(), frozen, data.indices["validation"]
           )
+          carry = program.mark_diverged(carry, validation["loss"], done)
           best = program.keep_best(best, carry, validation["accuracy"], done)
           record["validation"] = {
             name: validation[name] for name in ("loss", "accuracy")
@@ -166,7 +168,11 @@ def _train(
         carry = program.reset_metrics(carry)
         position.history.append(plain(record))
         _write(writer, record, done / total)
-        _check_finite(config, carry, stage.name)
+      if due or checkpoints.due(done):
+        # Before the save: the last good checkpoint must stay.
+        _check_finite(config, carry, stage.name, since=checked)
+        checked = done + 1
+        position.seconds = before_this_session + time.monotonic()
       checkpoints.save(
         done,
         {"carry": carry, "best": best},
@@ -201,7 +207,7 @@ def load_trained(
     UserError: if the workdir is of another config or has no checkpoint.
   """
   workdir_lib.claim(Path(workdir), config)
-  program, _ = _set_up(config, inputs, devices)
+  program, _ = set_up(config, inputs=inputs, devices=devices)
   with _checkpointer(config, Path(workdir)) as checkpoints:
     restored = _restore(checkpoints, program)
   if restored is None:
@@ -212,10 +218,10 @@ def load_trained(
 
 def run_numbers(config: Any) -> tuple[int, ...]:
   """Numbers of the config's runs; each is the same alone and in company."""
-  if config.num_runs < 1 or config.first_run < 0:
+  if config.num_runs < 1 or config.first_run < 0 or config.seed < 0:
     raise UserError(
-      f"num_runs={config.num_runs} must be at least 1 and first_run="
-      f"{config.first_run} not negative."
+      f"num_runs={config.num_runs} must be at least 1, first_run="
+      f"{config.first_run} and seed={config.seed} not negative."
     )
   return tuple(range(config.first_run, config.first_run + config.num_runs))
 
@@ -230,12 +236,25 @@ def resolve(config: Any, inputs: Mapping[str, str]) -> Any:
   return resolved
 
 
-def _set_up(
+def set_up(
   config: Any,
-  inputs: Mapping[str, str] | None,
-  devices: Sequence[jax.Device] | None,
+  *,
+  inputs: Mapping[str, str] | None = None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Program, ExperimentData]:
-  """Loads the data and makes the program, with every check there is."""
+  """Loads the data and makes the program, with every check there is.
+
+  Args:
+    config: The experiment's config.
+    inputs: As for `train_and_evaluate`.
+    devices: Devices to use; by default all.
+
+  Returns:
+    The program and its data.
+
+  Raises:
+    UserError: if the config or the data is wrong.
+  """
   runs = run_numbers(config)
   resolved = resolve(config, inputs or {})
   data = experiment_data.load(resolved.data, seed=config.seed, runs=runs)
@@ -269,6 +288,18 @@ def _selected(
   return carry["state"].for_prediction()
 
 
+def _alone(workdir: Path) -> filelock.FileLock:
+  """Locks the workdir, or raises UserError if another process has."""
+  lock = filelock.FileLock(workdir / ".lock")
+  try:
+    return lock.acquire(timeout=0)
+  except filelock.Timeout as error:
+    raise UserError(
+      f"{workdir} is in use by another process; wait for it, or choose another "
+      "--workdir."
+    ) from error
+
+
 def _check(config: Any, program: Program, data: ExperimentData) -> None:
   """Raises UserError for what would only fail during training."""
   for field in ("eval_every", "checkpoint_every", "eval_batch_size"):
@@ -277,6 +308,11 @@ def _check(config: Any, program: Program, data: ExperimentData) -> None:
   if config.select not in SELECT:
     raise UserError(
       f"select={config.select!r} is unknown; known: {', '.join(SELECT)}."
+    )
+  if unknown := set(config.evaluate_on) - {"test", "synthetic", "pool"}:
+    raise UserError(
+      f"evaluate_on={config.evaluate_on}: {sorted(unknown)[0]!r} is unknown; "
+      "known: test, synthetic, pool."
     )
   if not program.method.predict:
     return
@@ -303,15 +339,15 @@ def _write(writer: Any, record: Mapping[str, Any], progress: float) -> None:
   writer.write_scalars(record["step"], scalars)
 
 
-def _check_finite(config: Any, carry: Arrays, stage: str) -> None:
-  """Reports diverged runs; raises DivergedError if no other is left."""
+def _check_finite(config: Any, carry: Arrays, stage: str, since: int) -> None:
+  """Reports runs that diverged since a step; raises if no other is left."""
   diverged = jax.device_get(carry["diverged"])
-  if (diverged < 0).all():
+  if (diverged < since).all():
     return
   listed = ", ".join(
     f"run {run} at step {step}"
     for run, step in zip(run_numbers(config), diverged, strict=True)
-    if step >= 0
+    if step >= since
   )
   message = (
     f"method {config.method!r}, stage {stage!r}: the loss became NaN or "
@@ -334,16 +370,19 @@ def _results(
   frozen: Any,
 ) -> dict[str, Any]:
   """Evaluates what was selected: the only look at the test images."""
-  diverged = jax.device_get(carry["diverged"])
-  kept = diverged < 0
-  state = _selected(config, program, carry, best)
-  evaluations = {}
+  state, evaluations = _selected(config, program, carry, best), {}
   if program.method.predict:
-    for name in ("validation", "test", "synthetic"):
+    last = sum(stage.num_steps for stage in program.method.stages)
+    for name in ("validation", *config.evaluate_on):
       if len(data.indices[name]):
-        evaluations[name] = results_lib.summarise_evaluation(
-          program.evaluate(state, frozen, data.indices[name]), kept
-        )
+        evaluations[name] = program.evaluate(state, frozen, data.indices[name])
+        losses = evaluations[name]["loss"]
+        carry = program.mark_diverged(carry, losses, last)
+  diverged = jax.device_get(carry["diverged"])
+  evaluations = {
+    name: results_lib.summarise_evaluation(metrics, diverged < 0)
+    for name, metrics in evaluations.items()
+  }
   numbers = run_numbers(config)
   return {
     "method": config.method,
@@ -359,6 +398,7 @@ def _results(
     "data": {
       "class_names": data.class_names,
       "images": data.describe(),
+      "provenance": data.provenance,
     },
     "versions": results_lib.versions(),
     "commit": results_lib.commit(),

@@ -16,9 +16,8 @@ from synguide_jax.errors import UserError
 
 ROOT = Path("runs")
 
-# The config fields that name data or weights.
+# The config fields whose specs a command may have to make something for.
 SPEC_FIELDS = (
-  ("data", "real"),
   ("data", "synthetic"),
   ("model", "init"),
   ("pretrained", "weights"),
@@ -63,7 +62,8 @@ def default_workdir(file: str, config: Any, base: Any) -> Path:
     base: The config without them.
 
   Returns:
-    A relative path; two different experiments never share one.
+    A relative path. Configs of one name in different folders would share it;
+    `claim` then refuses the second.
   """
   path, _, arg = file.partition(":")
   name = Path(path).stem + (f"_{arg}" if arg else "")
@@ -89,31 +89,25 @@ def write_json(path: Path, value: Any) -> None:
 def claim(workdir: Path, config: Any) -> None:
   """Makes ``workdir`` and writes config.json, or checks the one it has.
 
+  A workdir in which no training has begun, because its config was wrong, is
+  free for another config.
+
   Args:
     workdir: The folder.
     config: The experiment's config.
 
   Raises:
-    UserError: if the folder cannot be written, or belongs to another config.
+    UserError: if the folder cannot be written, or belongs to another config,
+      or if the config has a number that is not finite.
   """
   path, wanted = workdir / "config.json", as_json(config)
-  try:
-    if not path.exists():
-      workdir.mkdir(parents=True, exist_ok=True)
-      write_json(path, wanted)
-      return
-    found = json.loads(path.read_text())
-  except OSError as error:
-    raise UserError(
-      f"Cannot write to the workdir {workdir}: {error.strerror}. Choose "
-      "another with --workdir."
-    ) from error
-  except json.JSONDecodeError as error:
-    raise UserError(
-      f"{path} is not readable as JSON ({error}). Delete {workdir} or choose "
-      "another --workdir."
-    ) from error
-  if changed := differences(found, wanted):
+  finite = json.loads(json.dumps(wanted), parse_constant=lambda name: None)
+  for field, (value, _) in differences(wanted, finite).items():
+    raise UserError(f"{field}={value} must be finite.")
+  found = _read_json(path)
+  changed = found is not None and differences(found, wanted)
+  begun = (workdir / "checkpoints").exists() or results(workdir) is not None
+  if changed and begun:
     lines = [
       f"  {field}: {old!r} there, {new!r} now"
       for field, (old, new) in changed.items()
@@ -123,14 +117,35 @@ def claim(workdir: Path, config: Any) -> None:
       + "\n".join(lines)
       + "\nChoose another --workdir, or delete it."
     )
+  if found is None or changed:
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      write_json(path, wanted)
+    except OSError as error:
+      raise UserError(
+        f"Cannot write to the workdir {workdir}: {error.strerror}. Choose "
+        "another with --workdir."
+      ) from error
 
 
 def results(workdir: Path) -> dict[str, Any] | None:
   """Returns the results of a finished workdir, or None."""
-  path = workdir / "results.json"
+  return _read_json(workdir / "results.json")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
   try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
+    value = json.loads(path.read_text())
+  except (FileNotFoundError, NotADirectoryError):
     return None
-  except (OSError, json.JSONDecodeError) as error:
-    raise UserError(f"Cannot read {path}: {error}") from error
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"Cannot read {path} ({error}). Delete {path.parent}, or choose another "
+      "--workdir."
+    ) from error
+  if not isinstance(value, dict):
+    raise UserError(
+      f"{path} holds no mapping. Delete {path.parent}, or choose another "
+      "--workdir."
+    )
+  return value

@@ -15,46 +15,54 @@ from tests import tiny
 
 
 def steps(config, devices, count):
-  """Returns the carry and the losses after some steps, and compilations."""
+  """Returns the metrics of every step, the weights, and compilations."""
   runs = tuple(range(config.num_runs))
   data = experiment_data.load(config.data, seed=0, runs=runs)
   program = Program(config, data, runs, devices)
+  assert program.mesh.size == len(devices)
   feed = Feed(data.members, data.labels, seed=0, runs=runs)
   carry, frozen = program.init()
   carry, _ = program.enter(0, carry, frozen)
-  step, losses = program.step(0, frozen), []
+  step, metrics = program.step(0, frozen), []
   streams = program.method.stages[0].streams
   for number in range(count):
     carry = program.reset_metrics(carry)
     carry = step(carry, feed(0, streams, number), number)
-    losses.append(jax.device_get(carry["metrics"]["loss"]))
-  return program, carry, np.array(losses), step.num_compilations()
+    metrics.append(jax.device_get(carry["metrics"]))
+  params = jax.device_get(carry["state"].params)
+  return (metrics, params), step.num_compilations()
 
 
 @pytest.mark.parametrize(
   "overrides",
   [
-    {"method": "guided"},
-    {"method": "guided", "guidance.rg": False, "num_runs": 1},
+    {"num_runs": 2},
+    {"num_runs": 1},
+    {"num_runs": 1, "guidance.rg": False},
   ],
 )
 def test_sharded_equals_one_device(overrides):
-  config = tiny.config(**{"num_steps": 10, **overrides})
-  program, sharded, losses, compilations = steps(config, jax.devices(), 10)
-  assert program.mesh.size == 8
+  # Plain descent: Adam's division would hide a gradient's scale.
+  config = tiny.config(
+    **{
+      "num_steps": 10,
+      "optimizer.name": "sgd",
+      "optimizer.learning_rate": 0.05,
+      **overrides,
+    }
+  )
+  sharded, compilations = steps(config, jax.devices(), 10)
   assert compilations == 1
-  _, single, single_losses, _ = steps(config, jax.devices()[:1], 10)
-  np.testing.assert_allclose(losses, single_losses, rtol=1e-4)
-  # Adam divides by gradients: where those are nearly zero, rounding shows.
+  single, _ = steps(config, jax.devices()[:1], 10)
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3),
-    jax.device_get(sharded["state"].params),
-    jax.device_get(single["state"].params),
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    sharded,
+    single,
   )
 
 
 def test_one_device_compiles_once():
-  *_, compilations = steps(tiny.config(), jax.devices()[:1], 3)
+  _, compilations = steps(tiny.config(), jax.devices()[:1], 3)
   assert compilations == 1
 
 

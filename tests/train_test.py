@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from synguide_jax import methods, train
-from synguide_jax.errors import UserError
+from synguide_jax.errors import DivergedError, UserError
 from synguide_jax.methods import supervised
 from tests import tiny
 
@@ -246,7 +246,8 @@ class OneRunDiverges:
   def make(config, info):
     method = supervised.make(config, info)
     (stage,) = method.stages
-    poisoned = jax.random.fold_in(jax.random.key(config.seed), 1)
+    run_key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    poisoned = jax.random.split(run_key, 3)[0]
 
     def init(key, images):
       state, frozen = method.init(key, images)
@@ -261,6 +262,68 @@ class OneRunDiverges:
 
     stages = (dataclasses.replace(stage, step=step),)
     return dataclasses.replace(method, stages=stages, init=init)
+
+
+class TwoStages:
+  """Four steps on synthetic, then five on real images; entering counts."""
+
+  @staticmethod
+  def make(config, info):
+    def part(name, **overrides):
+      changed = config.copy_and_resolve_references()
+      changed.update(method=name, **overrides)
+      return supervised.make(changed, info)
+
+    first, second = part("fake", num_steps=4), part("balanced", num_steps=5)
+
+    def init(key, images):
+      state, frozen = first.init(key, images)
+      return state.replace(extra=jnp.zeros([], jnp.int32)), frozen
+
+    def enter(state, key):
+      # A stage may change the structure of the state, too.
+      entered = second.init(key, jnp.zeros((1, *info.image_shape)))[0]
+      return state.replace(
+        opt_state=entered.opt_state,
+        extra={"entered": state.extra + 1, "noise": jax.random.normal(key)},
+      )
+
+    stages = (
+      dataclasses.replace(first.stages[0], name="pretrain"),
+      dataclasses.replace(second.stages[0], name="adapt", enter=enter),
+    )
+    return dataclasses.replace(first, stages=stages, init=init)
+
+
+@pytest.mark.parametrize("stop_at", [3, 4, 5, 8])
+def test_two_stages_resume_inside_and_between(stop_at, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "two_stages", TwoStages)
+  monkeypatch.setitem(methods.METHODS, "real", "two_stages")
+  # Evaluations, checkpoints and stages have no common period.
+  config = tiny.config(method="real", eval_every=2, checkpoint_every=3)
+  whole = run(config, tmp_path / "whole")
+  assert [(r["stage"], r["step"]) for r in whole["history"]] == [
+    ("pretrain", 2),
+    ("pretrain", 4),
+    ("adapt", 6),
+    ("adapt", 8),
+    ("adapt", 9),
+  ]
+
+  class Stop(Exception):
+    pass
+
+  def stop(step):
+    if step == stop_at:
+      raise Stop
+
+  with pytest.raises(Stop):
+    run(config, tmp_path / "parts", hooks=[stop])
+  resumed = run(config, tmp_path / "parts")
+  assert without_times(resumed) == without_times(whole)
+  state = trained(config, tmp_path / "parts")
+  assert_equal(state, trained(config, tmp_path / "whole"))
+  np.testing.assert_array_equal(state.extra["entered"], [1, 1])
 
 
 @pytest.fixture
@@ -283,9 +346,34 @@ def test_a_diverged_run_is_excluded_and_named(
   assert results["history"][-1]["train"]["loss"][1] is None
 
 
+def test_the_last_step_counts_too(tmp_path):
+  # Its loss is finite, the weights it leaves are not.
+  config = tiny.config(
+    method="real",
+    num_steps=1,
+    **{"optimizer.name": "sgd", "optimizer.learning_rate": 3e38},
+  )
+  with pytest.raises(DivergedError, match="run 0 at step 1, run 1 at step 1"):
+    run(config, tmp_path)
+
+
+def test_a_workdir_in_use_is_refused(tmp_path):
+  def start_another(step):
+    with pytest.raises(UserError, match="in use by another process"):
+      run(tiny.config(num_steps=1), tmp_path)
+
+  run(tiny.config(num_steps=1), tmp_path, hooks=[start_another])
+
+
+def test_held_out_images_among_the_others_are_reported(tmp_path, caplog):
+  # The synthetic images of these tests are all of the real ones.
+  run(tiny.config(num_steps=1), tmp_path)
+  assert "validation or test images are also among the synthetic" in caplog.text
+
+
 def test_training_stops_when_no_run_is_left(one_run_diverges, tmp_path):
   config = tiny.config(method="real", num_runs=1, first_run=1)
-  with pytest.raises(train.DivergedError, match="'real'.*run 1 at step 3"):
+  with pytest.raises(DivergedError, match="'real'.*run 1 at step 3"):
     run(config, tmp_path)
   assert not (tmp_path / "results.json").exists()
 
@@ -297,6 +385,8 @@ def test_training_stops_when_no_run_is_left(one_run_diverges, tmp_path):
     ({"runs_mode": "pmap"}, "'pmap'.*vmap, map"),
     ({"select": "worst"}, "'worst'.*best, last"),
     ({"num_runs": 0}, "num_runs=0"),
+    ({"seed": -1}, "seed=-1"),
+    ({"evaluate_on": ("tset",)}, "'tset'"),
     ({"eval_every": 0}, "eval_every=0"),
     ({"batch_size": 15}, "batch_size=15 must be even"),
     ({"num_steps": 0, "num_epochs": 0.0}, "num_epochs=0.0"),
@@ -308,6 +398,7 @@ def test_training_stops_when_no_run_is_left(one_run_diverges, tmp_path):
     ({"data.store_size": 4}, "data.image_size"),
     ({"data.validation": 0}, "data.validation"),
     ({"model.name": "resnet"}, "'resnet'"),
+    ({"model.mean": (0.1, 0.2)}, "model.mean="),
     ({"model.init": "nowhere"}, "nowhere"),
     ({"pretrained.weights": ""}, "pretrained.weights"),
     ({"pretrained.weights": "nowhere"}, "nowhere"),

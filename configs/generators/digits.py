@@ -14,76 +14,37 @@ Wall time: not run
 Result:    not run
 """
 
-import ml_collections
+from synguide_jax import config as config_lib
 
 ARGS = ("narrow", "weak", "strong", "smoke")
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Returns the config; ``arg`` is one of ``ARGS``, by default "narrow"."""
+def get_config(arg=None):
+  """Returns the config; ``arg`` is one of ``ARGS``, "narrow" by default."""
   arg = arg or "narrow"
   if arg not in ARGS:
-    raise ValueError(
-      f"Unknown argument {arg!r} of configs/generators/digits.py; known: "
-      f"{', '.join(ARGS)}."
-    )
-  config = ml_collections.ConfigDict()
-
-  # What is trained, by this name in the registry of methods.
+    raise ValueError(f"Unknown argument {arg!r}; known: {', '.join(ARGS)}.")
+  config = config_lib.training_defaults()
   config.method = "diffusion"
-  # Seed of initialisation, batches and noise in training.
-  config.seed = 0
-  # Generators trained at once.
   config.num_runs = 1
-  # Number of the first run; runs with one number see the same images.
-  config.first_run = 0
-  # How runs share the device: "vmap" or "map".
-  config.runs_mode = "vmap"
+  # There is no accuracy to select by.
+  config.select = "last"
 
-  config.data = ml_collections.ConfigDict()
-  # Images to learn from.
+  # An experiment that asks for images puts its own sets and splits here.
   config.data.real = "digits"
-  # Training images a class; -1: all.
-  config.data.shots = -1
-  # No synthetic images: a generator learns from real ones.
-  config.data.synthetic = ""
-  # Height and width of the images, pixels.
   config.data.image_size = 8
-  # Side they are stored with before cropping, pixels; 0: image_size.
-  config.data.store_size = 0
-  # 1: grey, 3: RGB.
   config.data.channels = 1
-  # Pixels added at each side before a random crop; 0: no crop.
-  config.data.padding = 0
-  # Whether images are mirrored at random; a mirrored digit is none.
-  config.data.flip = False
-  # Seed of the split, the same in every config of the digits.
-  config.data.split_seed = 2024
-  # Images held out for validation, stratified by class.
   config.data.validation = 200
-  # Images held out for the test, stratified by class; 900 are left.
   config.data.test = 697
 
-  # Images a step and run, over all devices.
   config.batch_size = 64
-  # Length of the training, steps.
-  config.num_steps = 3000
-
-  config.optimizer = ml_collections.ConfigDict()
-  # adam, adamw or sgd; the weight of the loss is made for adam.
-  config.optimizer.name = "adam"
-  # Learning rate of the first step.
+  config.num_steps = 3_000
   config.optimizer.learning_rate = 2e-3
-  # constant, or cosine to zero.
   config.optimizer.schedule = "cosine"
-  # Steps of linear rise before that, part of num_steps.
-  config.optimizer.warmup_steps = 0
-  # Of sgd.
-  config.optimizer.momentum = 0.9
-  # Decoupled in adamw, otherwise added to the gradient.
-  config.optimizer.weight_decay = 0.0
+  config.eval_every = 500
+  config.checkpoint_every = 1_000
 
-  config.model = ml_collections.ConfigDict()
+  config.model = config_lib.ConfigDict()
   # A network of synthesis/diffusion.py; the other fields are its arguments.
   config.model.name = "residual_mlp"
   # Features of every hidden layer.
@@ -93,7 +54,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Share of activations dropped in training; against copying.
   config.model.dropout = 0.0
 
-  config.diffusion = ml_collections.ConfigDict()
+  config.diffusion = config_lib.ConfigDict()
   # Share of labels replaced by the null class; guidance needs more than 0.
   config.diffusion.label_dropout = 0.1
   # Assumed standard deviation of images in [-1, 1].
@@ -111,7 +72,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Largest decay a step of the parameters' moving average.
   config.ema = 0.995
 
-  config.sample = ml_collections.ConfigDict()
+  config.sample = config_lib.ConfigDict()
   # Images a class to generate.
   config.sample.per_class = 200
   # "interleaved": one of each class in turn; "by_class".
@@ -124,15 +85,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.sample.seed = 0
   # Images generated at a time; memory only.
   config.sample.batch_size = 250
-
-  # "last": there is no accuracy by which to choose weights.
-  config.select = "last"
-  # Steps between two reports of the loss.
-  config.eval_every = 500
-  # Unused, since a generator classifies nothing; 1 or more.
-  config.eval_batch_size = 256
-  # Steps between two checkpoints.
-  config.checkpoint_every = 1000
 
   if arg == "weak":
     config.num_steps = 300

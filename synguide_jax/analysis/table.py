@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from synguide_jax import config as config_lib
 from synguide_jax import workdir
 
 REFERENCES = ("aug", "balanced")
@@ -53,7 +54,7 @@ def gather(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _table(entries: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
   flat = [workdir.flatten(results["config"]) for _, results in entries]
   usual = _usual(flat)
-  rows = []
+  rows, references = [], {}
   for (folder, results), config in zip(entries, flat, strict=True):
     unusual = {
       field: value
@@ -62,7 +63,7 @@ def _table(entries: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     }
     rows.append(
       {
-        "label": _label(config, unusual),
+        "label": label(config, unusual),
         "workdir": folder,
         "accuracy": _accuracy(results),
         "synthetic": results.get("synthetic", {}).get("accuracy"),
@@ -71,20 +72,27 @@ def _table(entries: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         "difference": {},
       }
     )
-    # The row that others are compared with is the method, and nothing else.
-    if config["method"] in REFERENCES and not unusual:
-      rows[-1]["reference"] = config["method"]
-  for name in REFERENCES:
-    for number, row in enumerate(rows):
-      if row.get("reference") == name:
-        _compare(name, number, rows, entries)
+    # What others are compared with is the method, and nothing else.
+    if config["method"] in REFERENCES and not unusual.keys() - {"data.shots"}:
+      references[config["method"], config["data.shots"]] = results
+  for row, (_, results) in zip(rows, entries, strict=True):
+    for name in REFERENCES:
+      shots = results["config"]["data"]["shots"]
+      reference = references.get((name, shots))
+      if reference is not None and reference is not results:
+        if difference := _difference_of(results, reference):
+          row["difference"][name] = difference
   data = entries[0][1]["config"]["data"]
   title = f"{data['real']} with {data['synthetic'] or 'no synthetic images'}"
   return {"title": title, "rows": rows}
 
 
 def _usual(configs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-  """The most common value, as JSON, of each field that differs."""
+  """The most common value, as JSON, of each field that differs.
+
+  Of values that are equally common it is the default one.
+  """
+  defaults = workdir.flatten(workdir.as_json(config_lib.classifier_defaults()))
   usual = {}
   for field in sorted(set().union(*configs)):
     if field != "method" and field not in _SILENT:
@@ -92,21 +100,28 @@ def _usual(configs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         json.dumps(config.get(field)) for config in configs
       )
       if len(counts) > 1:
-        usual[field] = counts.most_common(1)[0][0]
+        default = json.dumps(defaults.get(field))
+        usual[field] = max(counts, key=lambda v: (counts[v], v == default))
   return usual
 
 
-def _label(config: Mapping[str, Any], unusual: Mapping[str, Any]) -> str:
-  label = config["method"]
-  if label == "guided":
-    on = [name for field, name in _SWITCHES.items() if config[field]]
-    label = " + ".join(on) or "guided, all switches off"
+def label(config: Mapping[str, Any], unusual: Mapping[str, Any]) -> str:
+  """Names a row: method, or switches of ``guided``, and what is unusual.
+
+  Args:
+    config: The flattened config.
+    unusual: Those of its fields that are not as in other rows.
+  """
+  name = config["method"]
+  if name == "guided":
+    on = [switch for field, switch in _SWITCHES.items() if config[field]]
+    name = " + ".join(on) or "guided, all switches off"
   others = [
     f"{field}={value}"
     for field, value in unusual.items()
-    if field not in _SWITCHES
+    if field not in _SWITCHES and field != "method"
   ]
-  return ", ".join([label, *others])
+  return ", ".join([name, *others])
 
 
 def _accuracy(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,42 +130,34 @@ def _accuracy(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _conflict_rate(results: Mapping[str, Any]) -> float | None:
-  rates = [
-    rate
-    for record in results["history"]
-    for rate in record["train"].get("conflict_rate", ())
-    if rate is not None
+  """Share of steps that were projected, over the runs that count."""
+  shares, weights, before = [], [], 0
+  for record in results["history"]:
+    rates = record["train"].get("conflict_rate", ())
+    for run, rate in zip(results["runs"], rates, strict=False):
+      if rate is not None and str(run) not in results.get("diverged", {}):
+        shares.append(rate)
+        weights.append(record["step"] - before)
+    before = record["step"]
+  return float(np.average(shares, weights=weights)) if shares else None
+
+
+def _difference_of(
+  results: Mapping[str, Any], reference: Mapping[str, Any]
+) -> dict[str, Any] | None:
+  """Paired difference over the runs that both have."""
+
+  def by_run(of):
+    runs = _accuracy(of).get("runs", ())
+    return dict(zip(of["runs"], runs, strict=False))
+
+  ours, theirs = by_run(results), by_run(reference)
+  differences = [
+    ours[run] - theirs[run]
+    for run in ours
+    if ours[run] is not None and theirs.get(run) is not None
   ]
-  return float(np.mean(rates)) if rates else None
-
-
-def _compare(
-  name: str,
-  reference: int,
-  rows: Sequence[dict[str, Any]],
-  entries: Sequence[tuple[str, dict[str, Any]]],
-) -> None:
-  """Adds to each row its paired difference to the reference row."""
-
-  def by_run(results):
-    runs = _accuracy(results).get("runs", ())
-    return dict(zip(results["runs"], runs, strict=False))
-
-  base = entries[reference][1]
-  for number, (row, (_, results)) in enumerate(zip(rows, entries, strict=True)):
-    same_shots = (
-      results["config"]["data"]["shots"] == base["config"]["data"]["shots"]
-    )
-    if number == reference or not same_shots:
-      continue
-    ours, theirs = by_run(results), by_run(base)
-    differences = [
-      ours[run] - theirs[run]
-      for run in ours
-      if ours[run] is not None and theirs.get(run) is not None
-    ]
-    if differences:
-      row["difference"][name] = paired(differences)
+  return paired(differences) if differences else None
 
 
 def paired(differences: Sequence[float]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from synguide_jax.data import sources, splits
@@ -23,6 +24,7 @@ class ExperimentData:
       drawn from), ``"validation"``, ``"test"`` and ``"synthetic"``.
     members: Indices each run trains on, ``members[set][r]``, for the sets
       ``"real"`` and ``"synthetic"``.
+    provenance: Where each set comes from, and what was converted.
   """
 
   images: np.ndarray
@@ -31,6 +33,7 @@ class ExperimentData:
   class_names: tuple[str, ...]
   indices: Mapping[str, np.ndarray]
   members: Mapping[str, list[np.ndarray]]
+  provenance: Mapping[str, Mapping[str, Any]]
 
   def describe(self) -> dict[str, int]:
     """Number of images by role, for progress lines and results."""
@@ -59,8 +62,7 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
   """Loads the sets of a config's ``data`` section and splits them.
 
   Args:
-    data: The section: real, synthetic, image_size, store_size, channels,
-      validation, test, split_seed, shots.
+    data: The config's section ``data``.
     seed: Seed of the experiment, which with the run's number draws the shots.
     runs: Numbers of the runs.
 
@@ -71,7 +73,9 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
     UserError: for sets that cannot be read, do not match, or are too small.
   """
   size = data.store_size or data.image_size
-  shape = dict(image_size=size, channels=data.channels)
+  shape = dict(
+    image_size=size, channels=data.channels, skip_damaged=data.skip_damaged
+  )
   real_sets = sources.load(data.real, **shape)
   train = _official(real_sets, "train")
   if train is None:
@@ -112,6 +116,7 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
     )
     for run in runs
   ]
+  provenance = {"real": train.provenance}
   indices["synthetic"] = np.zeros(0, np.int32)
   if data.synthetic:
     sets = sources.load(data.synthetic, **shape)
@@ -122,7 +127,9 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
       offset, offset + len(synthetic.labels), dtype=np.int32
     )
     members["synthetic"] = [indices["synthetic"]] * len(runs)
+    provenance["synthetic"] = synthetic.provenance
   images = np.concatenate([part.images for part in parts])
+  _warn_of_leaks(images, indices)
   return ExperimentData(
     images=images,
     labels=np.concatenate([part.labels for part in parts]),
@@ -130,4 +137,23 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
     class_names=train.class_names,
     indices=indices,
     members=members,
+    provenance=provenance,
   )
+
+
+def _warn_of_leaks(
+  images: np.ndarray, indices: Mapping[str, np.ndarray]
+) -> None:
+  """Warns if held-out images are also, pixel for pixel, among the others."""
+
+  def contents(name):
+    return {images[i].tobytes() for i in indices[name]}
+
+  held_out = contents("test") | contents("validation")
+  for name in ("pool", "synthetic"):
+    if shared := len(held_out & contents(name)):
+      logging.warning(
+        "%d validation or test images are also among the %s images.",
+        shared,
+        {"pool": "real training", "synthetic": "synthetic"}[name],
+      )

@@ -49,8 +49,13 @@ class Stream:
       )
 
 
+# Keeps these draws apart from those of the shots.
+_BATCHES = 2
+
+
 def _rng(*key: int) -> np.random.Generator:
-  return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+  seed = np.random.SeedSequence((_BATCHES, *key))
+  return np.random.Generator(np.random.Philox(seed))
 
 
 class _Passes:

@@ -7,6 +7,9 @@ from sklearn.model_selection import train_test_split
 
 from synguide_jax.errors import UserError
 
+# Keeps these draws apart from those of the feed.
+_SHOTS = 1
+
 
 def split_off(
   labels: np.ndarray,
@@ -84,7 +87,7 @@ def draw_shots(
       "training images."
     )
   rng = np.random.Generator(
-    np.random.Philox(np.random.SeedSequence((seed, run)))
+    np.random.Philox(np.random.SeedSequence((_SHOTS, seed, run)))
   )
   drawn = [
     rng.choice(pool[labels[pool] == c], shots, replace=False)

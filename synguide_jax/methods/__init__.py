@@ -27,6 +27,13 @@ def check_name(name: str) -> None:
     )
 
 
+def needs_pretrained(config: Any) -> bool:
+  """Whether the method uses the network of ``config.pretrained``."""
+  return config.method == "guided" and (
+    config.guidance.pg_real or config.guidance.pg_synthetic
+  )
+
+
 def make(config: Any, info: Info) -> Method:
   """Makes the method ``config.method``.
 

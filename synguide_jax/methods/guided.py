@@ -32,7 +32,12 @@ from synguide_jax.guidance import (
   pretrained_guidance_loss,
   real_guidance,
 )
-from synguide_jax.methods import networks, optimizers, supervised
+from synguide_jax.methods import (
+  needs_pretrained,
+  networks,
+  optimizers,
+  supervised,
+)
 from synguide_jax.methods.base import Info, Method, Stage, Stream
 
 
@@ -93,7 +98,9 @@ def make(config: Any, info: Info) -> Method:
   trained = networks.create_trained(config, info)
   layer = trained.model.stage(guidance.feature_layer)
   pg_loss = _pg_loss(guidance)
-  network = networks.create_frozen(config, info) if any(pg.values()) else None
+  network = None
+  if needs_pretrained(config):
+    network = networks.create_frozen(config, info)
   tx = optimizers.create(config.optimizer, steps)
   if rg:
     tx = optax.named_chain(("rg", _real_guidance(config)), ("optimizer", tx))
@@ -116,10 +123,11 @@ def make(config: Any, info: Info) -> Method:
   def two_stream_step(state, frozen, batches, key, progress):
     del progress
     grads, metrics, batch_stats = {}, {"loss": 0.0}, state.batch_stats
-    for name in ("real", "synthetic"):
+    keys = jax.random.split(key)
+    for stream_key, name in zip(keys, ("real", "synthetic"), strict=True):
       rows = {name: None} if pg[name] else {}
       (loss, (output, values)), grads[name] = grad_fn(
-        state.params, batch_stats, frozen, batches[name], key, rows
+        state.params, batch_stats, frozen, batches[name], stream_key, rows
       )
       batch_stats = output.batch_stats
       metrics["loss"] += loss

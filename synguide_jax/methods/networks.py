@@ -13,7 +13,11 @@ from synguide_jax.errors import UserError
 from synguide_jax.methods.base import Batch, Info
 from synguide_jax.models import Model, Output, Preprocessing
 from synguide_jax.models.base import Variables
-from synguide_jax.models.pretrained import load_pretrained, replace_head
+from synguide_jax.models.pretrained import (
+  load_pretrained,
+  Pretrained,
+  replace_head,
+)
 from synguide_jax.state import TrainState
 
 
@@ -72,6 +76,15 @@ def create_trained(config: Any, info: Info) -> Trained:
   Raises:
     UserError: for an unknown model or a checkpoint of another one.
   """
+  channels = info.image_shape[-1]
+  for field in ("mean", "std"):
+    values = tuple(config.model[field])
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    if not numbers or len(values) not in (1, channels):
+      raise UserError(
+        f"model.{field}={config.model[field]!r} must be 1 or {channels} "
+        "numbers, for the channels of the images."
+      )
   preprocessing = Preprocessing(
     mean=tuple(config.model.mean), std=tuple(config.model.std)
   )
@@ -82,7 +95,7 @@ def create_trained(config: Any, info: Info) -> Trained:
   )
   if config.model.init == "scratch":
     return Trained(model, model.init)
-  checkpoint = load_pretrained(config.model.init)
+  checkpoint = _load(config.model.init, "model.init", channels)
   if checkpoint.model.name != model.name:
     raise UserError(
       f"model.init={config.model.init!r} holds a {checkpoint.model.name}, but "
@@ -98,6 +111,16 @@ def create_trained(config: Any, info: Info) -> Trained:
     return replace_head(checkpoint.variables, fresh)
 
   return Trained(model, init_variables)
+
+
+def _load(folder: str, field: str, channels: int) -> Pretrained:
+  checkpoint = load_pretrained(folder)
+  if checkpoint.image_shape[-1] != channels:
+    raise UserError(
+      f"{field}={folder!r} was trained on images with "
+      f"{checkpoint.image_shape[-1]} channels, but data.channels is {channels}."
+    )
+  return checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +166,8 @@ def create_frozen(config: Any, info: Info) -> Frozen:
     model = models.create(section.random_model, num_classes=info.num_classes)
     init, per_run = model.init, True
   elif section.weights:
-    checkpoint = load_pretrained(section.weights)
+    channels = info.image_shape[-1]
+    checkpoint = _load(section.weights, "pretrained.weights", channels)
     model, per_run = checkpoint.model, False
 
     def init(key, images):

@@ -89,8 +89,11 @@ def make(config: Any, info: Info) -> Method:
 
   def loss_fn(params, batch_stats, batches, key):
     loss, metrics = 0.0, {}
-    for name, weight in weights.items():
-      output = trained.apply(params, batch_stats, batches[name].images, key)
+    keys = jax.random.split(key, len(weights))
+    for stream_key, (name, weight) in zip(keys, weights.items(), strict=True):
+      output = trained.apply(
+        params, batch_stats, batches[name].images, stream_key
+      )
       batch_stats = output.batch_stats
       loss += weight * networks.cross_entropy(output.logits, batches[name])
       metrics[f"{name}_accuracy"] = networks.accuracy(

@@ -44,8 +44,9 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
   """ResNet-18 (by default) for 32x32 images: maps of 32, 16, 8 and 4 px.
 
-  Batch normalisation as in PyTorch: epsilon 1e-5, the running statistics keep
-  0.9 of themselves a step. In a sharded batch the statistics are those of the
+  Batch normalisation has PyTorch's constants: epsilon 1e-5, and the running
+  statistics keep 0.9 of themselves a step (their variance is the biased one,
+  PyTorch's the unbiased). In a sharded batch the statistics are those of the
   global batch.
   """
 

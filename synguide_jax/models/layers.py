@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# PyTorch's default for convolutions before ReLU: variance 2 / fan_out.
+# He et al., 2015, as torchvision's ResNets use it: variance 2 / fan_out.
 kaiming_normal_fan_out = nn.initializers.variance_scaling(
   2.0, "fan_out", "normal"
 )

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import safetensors
 import safetensors.numpy
 
@@ -17,19 +18,50 @@ _MODEL_TYPE = "synguide_jax"
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """A network with its weights and the preprocessing that belongs to them."""
+  """A network with its weights and the preprocessing that belongs to them.
+
+  Attributes:
+    model: The network.
+    variables: Its parameters and statistics.
+    image_shape: ``(H, W, C)`` of the images it was trained on; C must be kept.
+  """
 
   model: Model
   variables: Variables
+  image_shape: tuple[int, int, int]
 
 
-def save_pretrained(folder: Path, model: Model, variables: Variables) -> None:
+def _shapes(tree: Variables) -> dict[str, tuple[int, ...]]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _check_shapes(variables: Variables, expected: Variables, of: str) -> None:
+  have, want = _shapes(variables), _shapes(expected)
+  if have != want:
+    wrong = sorted(dict(have.items() ^ want.items()))
+    raise UserError(
+      f"{of} does not fit the network; missing, unexpected or of another "
+      f"shape: {', '.join(wrong[:5])}"
+      + (f" and {len(wrong) - 5} more." if len(wrong) > 5 else ".")
+    )
+
+
+def save_pretrained(
+  folder: Path,
+  model: Model,
+  variables: Variables,
+  image_shape: tuple[int, int, int],
+) -> None:
   """Writes ``model`` and its ``variables`` where `load_pretrained` finds them.
 
   Args:
     folder: Made if it is missing.
     model: The network.
     variables: Its parameters and statistics, float32.
+    image_shape: ``(H, W, C)`` of the images it was trained on.
   """
   folder.mkdir(parents=True, exist_ok=True)
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(variables))
@@ -42,6 +74,7 @@ def save_pretrained(folder: Path, model: Model, variables: Variables) -> None:
     "model_type": _MODEL_TYPE,
     "name": model.name,
     "options": model.options,
+    "image_shape": image_shape,
     "preprocessing": dataclasses.asdict(model.preprocessing),
   }
   # Last, so that a folder with a config.json is complete.
@@ -65,14 +98,18 @@ def load_pretrained(folder: Path | str) -> Pretrained:
   try:
     config = json.loads((folder / "config.json").read_text())
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-  except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+    kind = config["model_type"]
+  except (
+    *(OSError, KeyError, TypeError, json.JSONDecodeError),
+    safetensors.SafetensorError,
+  ) as error:
     raise UserError(
       f"{folder} is not a folder with a readable config.json and "
       f"model.safetensors: {error}"
     ) from error
-  if config.get("model_type") != _MODEL_TYPE:
+  if kind != _MODEL_TYPE:
     raise UserError(
-      f"{folder}/config.json: model_type is {config.get('model_type')!r}; this "
+      f"{folder}/config.json: model_type is {kind!r}; this "
       f"version reads {_MODEL_TYPE!r} checkpoints only."
     )
   preprocessing = {
@@ -93,7 +130,12 @@ def load_pretrained(folder: Path | str) -> Pretrained:
     for parent in parents:
       node = node.setdefault(parent, {})
     node[leaf] = tensor
-  return Pretrained(model, variables)
+  image_shape = tuple(config["image_shape"])
+  expected = jax.eval_shape(
+    model.init, jax.random.key(0), jnp.zeros((1, *image_shape))
+  )
+  _check_shapes(variables, expected, of=f"{folder}/model.safetensors")
+  return Pretrained(model, variables, image_shape)
 
 
 def replace_head(variables: Variables, fresh: Variables) -> Variables:
@@ -115,18 +157,5 @@ def replace_head(variables: Variables, fresh: Variables) -> Variables:
   }
   merged["params"]["head"] = fresh["params"]["head"]
 
-  def shapes(tree):
-    return {
-      jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-  have, want = shapes(merged), shapes(fresh)
-  if have != want:
-    wrong = sorted(dict(have.items() ^ want.items()))
-    raise UserError(
-      "The checkpoint does not fit the network; missing, unexpected or of "
-      f"another shape: {', '.join(wrong[:5])}"
-      + (f" and {len(wrong) - 5} more." if len(wrong) > 5 else ".")
-    )
+  _check_shapes(merged, fresh, of="The checkpoint")
   return merged

@@ -164,7 +164,7 @@ def test_saved_weights_are_loaded_bit_for_bit(tmp_path):
     preprocessing=models.Preprocessing(mean=(0.1, 0.2, 0.3), size=16),
   )
   variables = init(model, jnp.zeros((1, 16, 16, 3)))
-  pretrained.save_pretrained(tmp_path / "net", model, variables)
+  pretrained.save_pretrained(tmp_path / "net", model, variables, (16, 16, 3))
   loaded = pretrained.load_pretrained(tmp_path / "net")
   assert loaded.model == model
   jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
@@ -194,6 +194,12 @@ def test_bad_names_and_files_are_named(tmp_path):
     models.create("small_cnn", num_classes=2).stage("stage9")
   with pytest.raises(UserError, match="nowhere"):
     pretrained.load_pretrained(tmp_path / "nowhere")
+  model = models.create("small_cnn", num_classes=2)
+  other = models.create("small_cnn", num_classes=3)
+  variables = init(other, jnp.zeros((1, 8, 8, 1)))
+  pretrained.save_pretrained(tmp_path / "other", model, variables, (8, 8, 1))
+  with pytest.raises(UserError, match="params/head/bias"):
+    pretrained.load_pretrained(tmp_path / "other")
   (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
   (tmp_path / "model.safetensors").write_bytes(b"12345678")
   with pytest.raises(UserError, match="model.safetensors"):

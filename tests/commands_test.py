@@ -1,0 +1,325 @@
+"""Tests of the commands, as somebody types them, on one CPU device."""
+
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from synguide_jax.data import digits
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS = "--config=configs/digits_lowshot.py"
+SMOKE = f"{DIGITS}:smoke"
+
+# Runs several commands in one process, since TensorFlow takes ten seconds to
+# import, each with flags of its own. Reports what each printed and returned.
+_RUN_COMMANDS = """
+import contextlib, json, os, runpy, sys, tempfile, traceback
+from absl import flags
+
+@contextlib.contextmanager
+def captured():
+  saved = os.dup(1), os.dup(2)
+  with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+    texts = []
+    try:
+      yield texts
+    finally:
+      sys.stdout.flush(), sys.stderr.flush()
+      os.dup2(saved[0], 1), os.dup2(saved[1], 2)
+      for file in (out, err):
+        file.seek(0)
+        texts.append(file.read().decode())
+
+own = {"config", "workdir", "methods", "workdirs", "output"}
+done = []
+for command, *args in json.loads(sys.stdin.read()):
+  sys.argv = [command, *args]
+  with captured() as texts:
+    try:
+      runpy.run_module(f"synguide_jax.{command}", run_name="__main__")
+      code = None
+    except SystemExit as end:
+      code = end.code
+    except BaseException:
+      traceback.print_exc()
+      code = 1
+  for name in list(flags.FLAGS):
+    if name.partition(".")[0] in own:
+      delattr(flags.FLAGS, name)
+  done.append([code, *texts])
+print(json.dumps(done))
+"""
+
+
+def _environment(**changes):
+  return {
+    **os.environ,
+    "XLA_FLAGS": "",
+    "PYTHONPATH": os.pathsep.join(
+      [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ),
+    **changes,
+  }
+
+
+def _python(*args, stdin=None, **changes):
+  return subprocess.run(
+    [sys.executable, *args],
+    input=stdin,
+    env=_environment(**changes),
+    capture_output=True,
+    text=True,
+  )
+
+
+def _run_commands(commands, **changes):
+  """Runs commands; returns (exit code, stdout, stderr) of each."""
+  stdin = json.dumps(commands)
+  done = _python("-c", _RUN_COMMANDS, stdin=stdin, **changes)
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+def _results(folder):
+  return json.loads((Path(folder) / "results.json").read_text())
+
+
+def test_main_as_a_newcomer_starts_it():
+  command = ("-m", "synguide_jax.main", SMOKE)
+  # The folder is not the checkout: the config file is found in it.
+  done = _python(*command)
+  assert (done.returncode, done.stderr) == (0, "")
+  folder = Path("runs/digits_lowshot_smoke/guided")
+  results = _results(folder)
+  assert {file.name.partition(".")[0] for file in folder.iterdir()} == {
+    "checkpoints",
+    "config",
+    "events",
+    "results",
+  }
+  assert results["config"]["data"]["shots"] == 10
+  assert len(results["devices"]) == 1
+  lines = done.stdout.splitlines()
+  assert len(lines) <= 30
+  accuracy = results["test"]["accuracy"]
+  said = f"{100 * accuracy['mean']:.2f} +- {100 * accuracy['std']:.2f} (n=2)"
+  summary = next(line for line in lines if "test accuracy" in line)
+  assert summary == f"guided: test accuracy {said}"
+  assert any(re.match(r"  step 3/6 .* left$", line) for line in lines)
+  assert str(folder) in lines[-1]
+
+  # Started again, it only shows the result.
+  before = (folder / "results.json").stat().st_mtime_ns
+  again = _python("-X", "importtime", *command)
+  assert again.returncode == 0
+  assert f"Finished before; delete {folder}" in again.stdout
+  assert summary in again.stdout.splitlines()
+  assert (folder / "results.json").stat().st_mtime_ns == before
+  modules = {
+    line.split("|")[-1].strip().partition(".")[0]
+    for line in again.stderr.splitlines()
+  }
+  assert "synguide_jax" in modules
+  assert not modules & {"jax", "tensorflow", "flax", "clu", "orbax"}
+
+
+CONFIGS = sorted(
+  file.relative_to(ROOT).as_posix() for file in ROOT.glob("configs/**/*.py")
+)
+# Networks that take a CPU a minute to compile and evaluate.
+_LARGE = [file for file in CONFIGS if "cifar" in file]
+
+
+@pytest.mark.parametrize(
+  "files",
+  [
+    # In one process. The test above trains the digits.
+    [f for f in CONFIGS if f not in (*_LARGE, "configs/digits_lowshot.py")],
+    *(pytest.param([file], marks=pytest.mark.slow) for file in _LARGE),
+  ],
+  ids=" ".join,
+)
+def test_every_smoke_config_trains(files):
+  done = _run_commands(
+    [
+      ["main", f"--config={file}:smoke", f"--workdir=work/{number}"]
+      for number, file in enumerate(files)
+    ]
+  )
+  for number, (file, (code, out, err)) in enumerate(
+    zip(files, done, strict=True)
+  ):
+    assert (code, err) == (0, ""), file
+    results = _results(f"work/{number}")
+    assert f"{results['method']}: " in out
+    assert Path(f"work/{number}/checkpoints").is_dir()
+
+
+def test_sweep_and_table():
+  # As cheap as it gets, but for the method: 2 steps, no generated images.
+  overrides = [
+    "--config.data.synthetic=digits",
+    "--config.num_steps=2",
+    "--config.eval_every=2",
+  ]
+  sweep = ["sweep", SMOKE, *overrides, "--methods=real,fake"]
+  fails = "--config.weighted.real_weight=2"
+  first, again, table, failing, nothing, unknown, other_config = _run_commands(
+    [
+      sweep,
+      sweep,
+      ["table", "--workdirs=runs/digits_lowshot_smoke/*", "--output=out/a.b"],
+      ["sweep", SMOKE, *overrides, fails, "--methods=weighted,fake"],
+      ["table", "--workdirs=nowhere/*,runs"],
+      ["sweep", SMOKE, "--methods=real,cycle"],
+      ["sweep", "--config=configs/letters.py:smoke"],
+    ]
+  )
+  code, out, err = first
+  assert (code, err) == (0, "")
+  lines = [line for line in out.splitlines() if line.startswith("[")]
+  # Of the sweep's two rows "real", one has all images of the pool.
+  assert [line[:6] for line in lines] == ["[ 1/3]", "[ 2/3]", "[ 3/3]"]
+  folders = [line[7:].split()[0] for line in lines]
+  root = Path("runs/digits_lowshot_smoke")
+  assert [_results(root / folder)["method"] for folder in folders] == [
+    "real",
+    "fake",
+    "real",
+  ]
+  accuracy = _results(root / folders[0])["test"]["accuracy"]
+  assert f"test accuracy {100 * accuracy['mean']:.2f} +- " in lines[0]
+  assert "| real, data.shots=-1 |" in out
+
+  code, out, err = again
+  assert (code, err) == (0, "")
+  lines = [line for line in out.splitlines() if line.startswith("[")]
+  assert [line.endswith("(finished before)") for line in lines] == [True] * 3
+
+  code, out, err = table
+  assert (code, err) == (0, "")
+  assert re.search(r"^\| real +\|", out, re.MULTILINE)
+  assert re.search(r"^\| fake +\|", out, re.MULTILINE)
+  assert out.startswith(Path("out/a.b.md").read_text().rstrip("\n"))
+  (only,) = json.loads(Path("out/a.b.json").read_text())
+  assert {row["label"] for row in only["rows"]} == {
+    "fake",
+    "real",
+    "real, data.shots=-1",
+  }
+
+  code, out, err = failing
+  assert code == 1
+  lines = [line for line in out.splitlines() if line.startswith("[")]
+  (failed,) = [line for line in lines if "failed" in line]
+  assert "failed: weighted.real_weight=2.0 must be in [0, 1]" in failed
+  (trained,) = [line for line in lines if "failed" not in line]
+  assert "test accuracy" in trained and len(lines) == 2
+
+  for (code, _, err), message in (
+    (nothing, "No finished experiment"),
+    (unknown, "--methods=cycle: "),
+    (other_config, "letters.py has no get_sweep"),
+  ):
+    assert code == 2
+    assert err.startswith("error: ") and message in err
+    assert len(err.splitlines()) == 1
+
+
+# What is typed, and what the message must name.
+_BAD = [
+  ([], "--config"),
+  (["--config=configs/nothing.py"], "configs/nothing.py"),
+  (["--config", "configs/nothing.py"], "configs/nothing.py"),
+  ([f"{DIGITS}:huge"], "'huge'; known: narrow"),
+  ([DIGITS, "guided"], "argument 'guided'"),
+  ([DIGITS, "--methd=aug"], "methd"),
+  (
+    [DIGITS, "--config.guidance.metrik=dot"],
+    "guidance.metrik.*guidance.metric",
+  ),
+  (["--config", DIGITS[9:], "--config.sead=1"], "sead.*seed"),
+  ([DIGITS, "--config.seed=abc"], "config.seed.*abc"),
+  ([DIGITS, "--config.method=cycle"], "'cycle'; known.*guided"),
+  ([DIGITS, "--config.data.real=digitz"], "'digitz'.*folder:<path>"),
+  ([DIGITS, "--config.data.real=folder:/missing"], "/missing does not exist"),
+  ([DIGITS, "--config.data.synthetic=x"], "Unknown set 'x'"),
+  ([DIGITS, "--config.data.synthetic=generate:x.py"], "x.py"),
+  ([DIGITS, "--config.data.synthetic="], "data.synthetic"),
+  ([DIGITS, "--config.data.shots=89"], "89"),
+  ([DIGITS, "--config.data.test=1797"], "data.test"),
+  ([DIGITS, "--config.guidance.metric=coisne"], "cosine.*'coisne'"),
+  ([DIGITS, "--config.guidance.similarity=kI"], "js.*'kI'"),
+  ([DIGITS, "--config.guidance.real_weight=-1"], "real_weight.*-1"),
+  ([DIGITS, "--config.guidance.synthetic_weight=-1"], "synthetic_weight.*-1"),
+  ([DIGITS, "--config.guidance.pg_weight=-1"], "guidance.pg_weight=-1"),
+  ([DIGITS, "--config.guidance.pg_weight=nan"], "guidance.pg_weight=nan"),
+  ([DIGITS, "--config.guidance.feature_layer=stage9"], "stage9"),
+  ([DIGITS, "--config.pretrained.feature_layer=stage9"], "stage9"),
+  ([DIGITS, "--config.pretrained.weights="], "pretrained.weights"),
+  ([DIGITS, "--config.pretrained.weights=missing"], "missing"),
+  ([DIGITS, "--config.pretrained.weights=train:x.py"], "x.py"),
+  ([DIGITS, "--config.model.init=missing"], "missing"),
+  ([DIGITS, "--config.model.name=vit"], "'vit'; known"),
+  ([DIGITS, "--config.runs_mode=pmap"], "runs_mode='pmap'.*vmap, map"),
+  ([DIGITS, "--config.batch_size=7"], "batch_size=7"),
+  ([DIGITS, "--config.num_runs=0"], "num_runs=0"),
+  ([DIGITS, "--config.optimizer.name=lion"], "lion"),
+  ([DIGITS, "--config.optimizer.schedule=linear"], "linear"),
+  (
+    [DIGITS, "--config.method=weighted", "--config.weighted.real_weight=2"],
+    "2",
+  ),
+  ([DIGITS, "--workdir=file/workdir"], "workdir"),
+  ([DIGITS, "--workdir=other"], "other belongs to another config"),
+]
+
+
+def test_bad_input_is_told_before_anything_is_made(tmp_path):
+  Path("file").write_text("")
+  other = Path("other")
+  (other / "checkpoints").mkdir(parents=True)
+  (other / "config.json").write_text('{"seed": 1}')
+  # A cache of its own with the digits, to see that nothing is added.
+  prepared = digits.prepare()
+  relative = prepared.relative_to(os.environ["SYNGUIDE_CACHE"])
+  cache = tmp_path / "cache"
+  shutil.copytree(prepared, cache / relative)
+  before = sorted(cache.rglob("*"))
+
+  done = _run_commands(
+    [["main", *args] for args, _ in _BAD], SYNGUIDE_CACHE=str(cache)
+  )
+  told = {
+    " ".join(args): (code, err.splitlines())
+    for (args, _), (code, _, err) in zip(_BAD, done, strict=True)
+  }
+  unclear = {}
+  for args, names in _BAD:
+    code, lines = told[" ".join(args)]
+    # Only a workdir of another config lists every field that differs.
+    clear = len(lines) == 1 or args[-1] == "--workdir=other"
+    if code != 2 or not clear or not re.match(f"error: .*{names}", lines[0]):
+      unclear[" ".join(args)] = code, lines
+  assert unclear == {}
+  assert "  seed: 1 there, 0 now" in told[f"{DIGITS} --workdir=other"][1]
+
+  assert sorted(cache.rglob("*")) == before
+  assert not list(tmp_path.rglob("results.json"))
+  assert list(tmp_path.rglob("checkpoints")) == [tmp_path / "other/checkpoints"]
+  assert list(other.rglob("events*")) == []
+
+
+@pytest.mark.parametrize("command", ["main", "sweep", "table"])
+def test_help_shows_the_flags(command):
+  done = _python("-m", f"synguide_jax.{command}", "--help")
+  assert done.stderr == ""
+  assert "python -m synguide_jax." in done.stdout
+  assert "--workdirs" if command == "table" else "--config" in done.stdout
