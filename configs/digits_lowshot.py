@@ -80,8 +80,15 @@ def get_sweep(arg=None):
         (True, True, True),
       )
     ),
+    # lambda_3 chosen on validation, out of 10, 30, 100 and 300.
+    {"method": "guided", "guidance.pg_weight": 100.0},
     # Controls: is it the pretrained network, and does it have to be a loss?
     {"method": "guided", "pretrained.weights": "random"},
+    {
+      "method": "guided",
+      "guidance.pg_weight": 100.0,
+      "pretrained.weights": "random",
+    },
     {"method": "aug", "model.init": letters},
     {"method": "guided", "model.init": letters},
     # The real images that were there: what the synthetic ones compete with.

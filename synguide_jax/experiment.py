@@ -35,16 +35,17 @@ def run(
 
   methods.check_name(config.method)
   inputs.check(config)
-  train = functools.partial(_train, show_progress=show_progress)
-  made = inputs.make(config, train)
+  train_fn = functools.partial(train, show_progress=show_progress)
+  made = inputs.make(config, train_fn)
   if show_progress:
     say(f"Training {config.num_runs} runs")
-  return train(config, workdir, made)
+  return train_fn(config, workdir, made)
 
 
-def _train(
+def train(
   config: Any, workdir: Path, inputs: Mapping[str, str], *, show_progress: bool
 ) -> dict[str, Any]:
+  """Calls the trainer with TensorBoard events and, if asked, lines here."""
   from clu import metric_writers, periodic_actions
 
   from synguide_jax.train import train_and_evaluate

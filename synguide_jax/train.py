@@ -85,6 +85,7 @@ def train_and_evaluate(
   started = time.monotonic()
   with _alone(workdir):
     program, data = set_up(config, inputs=inputs, devices=devices)
+    experiment_data.warn_of_leaks(data)
     carry, frozen = program.init()
     with _checkpointer(config, workdir) as checkpoints:
       if restored := _restore(checkpoints, program):

@@ -129,7 +129,6 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
     members["synthetic"] = [indices["synthetic"]] * len(runs)
     provenance["synthetic"] = synthetic.provenance
   images = np.concatenate([part.images for part in parts])
-  _warn_of_leaks(images, indices)
   return ExperimentData(
     images=images,
     labels=np.concatenate([part.labels for part in parts]),
@@ -141,13 +140,11 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
   )
 
 
-def _warn_of_leaks(
-  images: np.ndarray, indices: Mapping[str, np.ndarray]
-) -> None:
+def warn_of_leaks(data: ExperimentData) -> None:
   """Warns if held-out images are also, pixel for pixel, among the others."""
 
   def contents(name):
-    return {images[i].tobytes() for i in indices[name]}
+    return {data.images[i].tobytes() for i in data.indices[name]}
 
   held_out = contents("test") | contents("validation")
   for name in ("pool", "synthetic"):
