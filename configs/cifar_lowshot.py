@@ -10,6 +10,10 @@ Differs from the paper so far: images of 32 px and kuangliu's ResNet-18 from
 scratch instead of 224 px and an ImageNet ResNet-50, and Pretrained Guidance is
 off until published weights can be read (pretrained.weights).
 
+An epoch is a pass over the synthetic images, or the only ones there are: 200
+of them are 140,625 steps of guided (64 synthetic images each), 70,469 of aug,
+and 157 of real with ten shots; set num_steps to compare at equal steps.
+
 Hardware, wall time and result: not run.
 """
 
