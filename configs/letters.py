@@ -11,13 +11,12 @@ letters look alike: o and O, s and S).
 
 from synguide_jax import config as config_lib
 
-ARGS = ("smoke",)
+ARGS = ("full", "smoke")
 
 
 def get_config(arg=None):
-  """Returns the config; ``arg`` is None or "smoke"."""
-  if arg not in (None, *ARGS):
-    raise ValueError(f"Unknown argument {arg!r}; known: {', '.join(ARGS)}.")
+  """Returns the config; ``arg`` is one of ``ARGS``, "full" by default."""
+  arg = config_lib.check_arg(arg, ARGS, default="full")
   config = config_lib.classifier_defaults()
   config.method = "real"
   config.num_runs = 1

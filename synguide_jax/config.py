@@ -149,6 +149,17 @@ def classifier_defaults() -> ConfigDict:
   return config
 
 
+def check_arg(arg: str | None, known: Iterable[str], default: str) -> str:
+  """Returns the argument of a config file, or its default.
+
+  Raises:
+    UserError: if it is none of the ``known`` ones.
+  """
+  if arg and arg not in known:
+    raise UserError(f"Unknown argument {arg!r}; known: {', '.join(known)}.")
+  return arg or default
+
+
 def find(spec: str) -> tuple[Path, str | None]:
   """Splits ``<config file>[:arg]`` and finds the file.
 

@@ -21,9 +21,7 @@ ARGS = ("narrow", "weak", "strong", "smoke")
 
 def get_config(arg=None):
   """Returns the config; ``arg`` is one of ``ARGS``, "narrow" by default."""
-  arg = arg or "narrow"
-  if arg not in ARGS:
-    raise ValueError(f"Unknown argument {arg!r}; known: {', '.join(ARGS)}.")
+  arg = config_lib.check_arg(arg, ARGS, default="narrow")
   config = config_lib.training_defaults()
   config.method = "diffusion"
   config.num_runs = 1
