@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import errno
+import logging as python_logging
 import os
 import re
 import sys
@@ -24,6 +25,9 @@ def quiet() -> None:
   os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
+  # Without time, process and source line, which mean nothing to users.
+  plain = python_logging.Formatter("warning: %(message)s")
+  logging.get_absl_handler().setFormatter(plain)
 
 
 def run(main: Callable[[], int | None]) -> None:

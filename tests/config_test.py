@@ -42,7 +42,9 @@ def test_find_prefers_the_current_folder(tmp_path):
 def test_unknown_file_and_argument():
   with pytest.raises(UserError, match="No config file 'configs/nothing.py'"):
     config_lib.load("configs/nothing.py:smoke")
-  with pytest.raises(UserError, match=r"letters.py.*'huge'.*known: full, smoke"):
+  with pytest.raises(
+    UserError, match=r"letters.py.*'huge'.*known: full, smoke"
+  ):
     config_lib.load("configs/letters.py:huge")
 
 
