@@ -156,7 +156,10 @@ def test_every_smoke_config_trains(files):
   for number, (file, (code, out, err)) in enumerate(
     zip(files, done, strict=True)
   ):
-    assert (code, err) == (0, ""), file
+    assert code == 0, (file, err)
+    # Where one set stands in for both, held-out images are in the other.
+    noise = [x for x in err.splitlines() if not x.startswith("warning: ")]
+    assert not noise, file
     results = _results(f"work/{number}")
     assert f"{results['method']}: " in out
     assert Path(f"work/{number}/checkpoints").is_dir()
