@@ -6,6 +6,7 @@ Nothing outside this folder knows how a network is written.
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ class Output:
     logits: Unnormalised log probabilities, float32 ``[N, num_classes]``; None
       if the network was stopped before its head.
     features: The stages' maps by name, unpooled, ``[N, H, W, C]`` (or tokens
-      ``[N, T, C]``).
+      ``[N, T, C]``), and "embedding", the vector ``[N, C]`` its head sees.
     batch_stats: Running statistics after this batch.
   """
 
@@ -33,7 +34,10 @@ class Output:
 
 
 def pool(features: jax.Array) -> jax.Array:
-  """Averages a map ``[N, ..., C]`` over its positions: float32 ``[N, C]``."""
+  """Averages a map ``[N, ..., C]`` over its positions: float32 ``[N, C]``.
+
+  An embedding ``[N, C]`` is returned as it is.
+  """
   axes = tuple(range(1, features.ndim - 1))
   return features.astype(jnp.float32).mean(axes)
 
@@ -46,21 +50,49 @@ class Preprocessing:
     mean: Subtracted per channel, in units of [0, 1] images.
     std: Divided by per channel, likewise.
     size: Side in pixels that images are resized to, or None to keep theirs.
-    interpolation: As in ``jax.image.resize``.
+    interpolation: As in ``jax.image.resize``, antialiased when it shrinks, as
+      Pillow does.
+    channel_order: "RGB" or "BGR".
   """
 
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
   size: int | None = None
   interpolation: str = "bilinear"
+  channel_order: str = "RGB"
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps images in [0, 1] to the network's input."""
-    if self.size is not None and images.shape[-2] != self.size:
+    if self.size is not None and images.shape[-3:-1] != (self.size,) * 2:
       shape = (*images.shape[:-3], self.size, self.size, images.shape[-1])
       images = jax.image.resize(images, shape, self.interpolation)
+    if self.channel_order == "BGR":
+      images = images[..., ::-1]
     mean, std = (jnp.asarray(v, images.dtype) for v in (self.mean, self.std))
     return (images - mean) / std
+
+
+IMAGENET = Preprocessing(
+  mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """What a name in the registry stands for.
+
+  Attributes:
+    module: The network's class.
+    stages: Names of its feature maps, from input to output.
+    options: Fields of the class in which the name differs from its defaults.
+    preprocessing: What its published weights expect, where nothing else is
+      said.
+  """
+
+  module: type[nn.Module]
+  stages: tuple[str, ...]
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  preprocessing: Preprocessing = Preprocessing()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +115,7 @@ class Model:
 
   def init(self, key: jax.Array, images: jax.Array) -> Variables:
     """Returns ``{"params": ..., "batch_stats": ...}`` (the latter if any)."""
-    images = self.preprocessing(images)
-    return self.module.init(key, images, train=False)
+    return self.module.init(key, self._prepared(images), train=False)
 
   def apply(
     self,
@@ -102,7 +133,7 @@ class Model:
       images: In [0, 1], ``[N, H, W, C]``.
       train: Whether normalisation uses and updates the batch's statistics, and
         dropout is on.
-      rng: Key for dropout, where the network has any.
+      rng: Key for dropout; needed in training where the network has any.
       upto: Name of the last stage to compute; nothing behind it is.
 
     Returns:
@@ -110,7 +141,7 @@ class Model:
     """
     (logits, features), updated = self.module.apply(
       variables,
-      self.preprocessing(images),
+      self._prepared(images),
       train=train,
       upto=upto,
       mutable=["batch_stats"] if train else [],
@@ -120,6 +151,15 @@ class Model:
     if logits is not None:
       logits = logits.astype(jnp.float32)
     return Output(logits, features, updated.get("batch_stats", kept))
+
+  def _prepared(self, images: jax.Array) -> jax.Array:
+    channels = self.options["channels"]
+    if images.shape[-1] != channels:
+      raise UserError(
+        f"{self.name} was made for images with {channels} channels; these have "
+        f"{images.shape[-1]}."
+      )
+    return self.preprocessing(images)
 
   def stage(self, name: str) -> str:
     """Returns ``name`` if it is a stage of the network, else raises."""

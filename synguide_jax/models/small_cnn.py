@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from synguide_jax.models.base import pool
 from synguide_jax.models.layers import Conv
 
 
@@ -33,5 +34,7 @@ class SmallCNN(nn.Module):
       features[f"stage{number}"] = x
       if upto == f"stage{number}":
         return None, features
-    pooled = x.mean((1, 2), dtype=jnp.float32)
-    return nn.Dense(self.num_classes, name="head")(pooled), features
+    features["embedding"] = pool(x)
+    if upto == "embedding" or not self.num_classes:
+      return None, features
+    return nn.Dense(self.num_classes, name="head")(pool(x)), features

@@ -1,4 +1,4 @@
-"""Networks: one face, exact convolutions, nothing computed in vain."""
+"""Networks: one face, the originals' sizes, nothing computed in vain."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 
 from synguide_jax import models
 from synguide_jax.errors import UserError
-from synguide_jax.models import layers, pretrained
+from synguide_jax.models import layers
 
 KEY = jax.random.key(0)
 
@@ -18,82 +18,150 @@ def init(model, images, key=KEY):
   return jax.jit(model.init)(key, images)
 
 
-@pytest.mark.parametrize(
-  "kernel,stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)]
-)
-def test_convolution_equals_lax(kernel, stride):
-  images = jax.random.normal(KEY, (2, 9, 11, 5))
-  weights = jax.random.normal(jax.random.key(1), (kernel, kernel, 5, 4))
-  padding = ((kernel // 2,) * 2,) * 2
-
-  def ours(x, w):
-    return layers.conv2d(x, w, strides=(stride, stride), padding=padding)
-
-  def theirs(x, w):
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-      x,
-      w,
-      (stride, stride),
-      padding,
-      dimension_numbers=numbers,
-      precision="highest",
-    )
-
-  ours, theirs = jax.jit(ours), jax.jit(theirs)
-  np.testing.assert_allclose(
-    ours(images, weights), theirs(images, weights), rtol=1e-5, atol=1e-4
-  )
-  for argument in (0, 1):
-    grads = [
-      jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), argument)(images, weights)
-      for f in (ours, theirs)
-    ]
-    np.testing.assert_allclose(*grads, rtol=1e-4, atol=1e-2)
-
-
-def test_convolution_is_a_convolution_elsewhere():
-  def conv(x, w):
-    return layers.conv2d(x, w, padding=((1, 1), (1, 1)))
-
-  shapes = (jnp.zeros((1, 8, 8, 3)), jnp.zeros((3, 3, 3, 4)))
-  for platform, found in (("cpu", False), ("cuda", True), ("tpu", True)):
-    exported = jax.export.export(jax.jit(conv), platforms=[platform])(*shapes)
-    assert ("stablehlo.convolution" in exported.mlir_module()) == found
-
-
-@pytest.mark.parametrize(
-  "name,size,shapes",
-  [
-    ("small_cnn", 8, [(8, 8, 16), (4, 4, 32), (2, 2, 64)]),
-    (
-      "cifar_resnet18",
-      32,
-      [(32, 32, 64), (16, 16, 128), (8, 8, 256), (4, 4, 512)],
-    ),
-  ],
-)
-def test_features_are_the_stages_maps(name, size, shapes):
-  model = models.create(name, num_classes=7)
-  images = jnp.zeros((2, size, size, 3))
+def run(model, images, **options):
+  """Shapes of variables and output; nothing is computed."""
   variables = jax.eval_shape(model.init, KEY, images)
   output = jax.eval_shape(
-    lambda v, x: model.apply(v, x, train=False), variables, images
+    lambda v, x: model.apply(v, x, **{"train": False, **options}),
+    *(variables, images),
   )
-  assert output.logits.shape == (2, 7)
-  assert tuple(output.features) == model.stages
-  assert [f.shape[1:] for f in output.features.values()] == shapes
+  return variables, output
 
 
-def test_resnet18_has_the_parameters_of_the_original():
-  # torchvision's count of kuangliu's ResNet18 for ten classes.
-  model = models.create("cifar_resnet18", num_classes=10)
-  params = jax.eval_shape(model.init, KEY, jnp.zeros((1, 32, 32, 3)))["params"]
-  assert sum(p.size for p in jax.tree.leaves(params)) == 11_173_962
+# Name -> (classes, side of the images, parameters, shapes of the stages' maps
+# and of the embedding). The counts are those of the originals in PyTorch.
+NETWORKS = {
+  "small_cnn": (10, 8, 24_346, [(8, 8, 16), (4, 4, 32), (2, 2, 64), (64,)]),
+  "resnet18": (
+    *(1000, 224, 11_689_512),
+    [(56, 56, 64), (28, 28, 128), (14, 14, 256), (7, 7, 512), (512,)],
+  ),
+  "resnet34": (
+    *(1000, 224, 21_797_672),
+    [(56, 56, 64), (28, 28, 128), (14, 14, 256), (7, 7, 512), (512,)],
+  ),
+  "resnet50": (
+    *(1000, 224, 25_557_032),
+    [(56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048), (2048,)],
+  ),
+  "resnet101": (
+    *(1000, 224, 44_549_160),
+    [(56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048), (2048,)],
+  ),
+  "cifar_resnet18": (
+    *(10, 32, 11_173_962),
+    [(32, 32, 64), (16, 16, 128), (8, 8, 256), (4, 4, 512), (512,)],
+  ),
+  "cifar_resnet50": (
+    *(10, 32, 23_520_842),
+    [(32, 32, 256), (16, 16, 512), (8, 8, 1024), (4, 4, 2048), (2048,)],
+  ),
+  "cifar_resnet_narrow50": (
+    *(10, 32, 776_794),
+    [(32, 32, 64), (16, 16, 128), (8, 8, 256), (256,)],
+  ),
+  "wide_resnet28_10": (
+    *(10, 32, 36_479_194),
+    [(32, 32, 160), (16, 16, 320), (8, 8, 640), (640,)],
+  ),
+  "mobilenet_v2": (
+    *(1000, 224, 3_504_872),
+    [(56, 56, 24), (28, 28, 32), (14, 14, 96), (7, 7, 320), (1280,)],
+  ),
+  "efficientnet_b0": (
+    *(1000, 224, 5_288_548),
+    [(56, 56, 24), (28, 28, 40), (14, 14, 112), (7, 7, 320), (1280,)],
+  ),
+  "vit_small_patch16": (1000, 224, 22_050_664, [(197, 384)] * 4 + [(384,)]),
+  "vit_base_patch16": (1000, 224, 86_567_656, [(197, 768)] * 4 + [(768,)]),
+  "dinov2_vit_small_patch14": (
+    *(0, 224, 22_056_192),
+    [(257, 384)] * 4 + [(768,)],
+  ),
+  "dinov2_vit_base_patch14": (
+    *(0, 224, 86_579_712),
+    [(257, 768)] * 4 + [(1536,)],
+  ),
+  "clip_vit_base_patch16": (
+    *(0, 224, 86_192_640),
+    [(197, 768)] * 4 + [(512,)],
+  ),
+}
+
+
+def test_every_network_is_tested():
+  assert NETWORKS.keys() == models.MODELS.keys()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_have_the_originals_sizes(name):
+  num_classes, side, count, shapes = NETWORKS[name]
+  model = models.create(name, num_classes=num_classes)
+  variables, output = run(model, jnp.zeros((2, side, side, 3)))
+  sizes = [leaf.size for leaf in jax.tree.leaves(variables["params"])]
+  assert sum(sizes) == count
+  assert [output.features[stage].shape for stage in model.stages] == [
+    (2, *shape) for shape in shapes
+  ]
+  if num_classes:
+    assert output.logits.shape == (2, num_classes)
+  else:
+    assert output.logits is None
+
+
+# One of every class of networks, and options that make it quick to trace.
+KINDS = [
+  ("small_cnn", {}),
+  ("resnet18", {}),
+  ("wide_resnet28_10", {"depth": 10, "widen": 1}),
+  ("mobilenet_v2", {"width": 0.25}),
+  ("efficientnet_b0", {"width": 0.25}),
+  ("dinov2_vit_small_patch14", {"depth": 4}),
+  ("clip_vit_base_patch16", {"depth": 4}),
+]
+
+
+@pytest.mark.parametrize("name,options", KINDS)
+def test_networks_stop_at_the_stage_asked_for(name, options):
+  model = models.create(name, num_classes=3, **options)
+  images = jnp.zeros((2, 32, 32, 3))
+  for number, stage in enumerate(model.stages, start=1):
+    _, output = run(model, images, upto=stage)
+    assert output.logits is None
+    assert output.features.keys() == set(model.stages[:number])
+
+
+@pytest.mark.parametrize("name,options", KINDS)
+def test_networks_compute_in_bfloat16_and_keep_float32(name, options):
+  model = models.create(
+    name, num_classes=3, channels=1, dtype="bfloat16", **options
+  )
+  images = jnp.zeros((2, 32, 32, 1))
+  variables, output = run(model, images, train=True, rng=KEY)
+  assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+  assert {x.dtype for x in jax.tree.leaves(output.batch_stats)} <= {
+    jnp.dtype("float32")
+  }
+  embedding = output.features.pop("embedding")
+  assert {x.dtype for x in output.features.values()} == {jnp.dtype("bfloat16")}
+  assert output.logits.dtype == embedding.dtype == jnp.float32
+
+
+def test_bfloat16_is_near_float32():
+  images = jax.random.uniform(KEY, (4, 32, 32, 3))
+  logits = []
+  for dtype in ("float32", "bfloat16"):
+    model = models.create(
+      "cifar_resnet18", num_classes=5, width=8, blocks=(1, 1), dtype=dtype
+    )
+    variables = init(model, images)
+    apply = jax.jit(functools.partial(model.apply, train=True))
+    logits.append(np.asarray(apply(variables, images).logits))
+  assert 0 < np.abs(logits[0] - logits[1]).max() < 0.05 * np.ptp(logits[0])
 
 
 def test_upto_computes_nothing_behind_the_stage():
-  model = models.create("small_cnn", num_classes=3)
+  model = models.create("small_cnn", num_classes=3, channels=1)
   images = jax.random.uniform(KEY, (2, 8, 8, 1))
   variables = init(model, images)
 
@@ -124,7 +192,7 @@ def test_upto_computes_nothing_behind_the_stage():
 
 
 def test_batch_norm_updates_its_statistics_in_training_only():
-  model = models.create("cifar_resnet18", num_classes=3, width=8)
+  model = models.create("cifar_resnet18", num_classes=3, width=8, blocks=(1,))
   images = jax.random.uniform(KEY, (4, 16, 16, 3))
   variables = init(model, images)
 
@@ -137,70 +205,65 @@ def test_batch_norm_updates_its_statistics_in_training_only():
   moved = statistics(variables, images, train=True)
   stem = layers.conv2d(
     model.preprocessing(images),
-    variables["params"]["Conv_0"]["kernel"],
+    variables["params"]["stem_conv"]["kernel"],
     padding=((1, 1), (1, 1)),
   )
   np.testing.assert_allclose(
     moved["stem_norm"]["mean"], 0.1 * stem.mean((0, 1, 2)), atol=1e-6
   )
+  np.testing.assert_allclose(
+    moved["stem_norm"]["var"],
+    0.9 + 0.1 * stem.var((0, 1, 2), ddof=1),
+    rtol=1e-5,
+  )
+
+
+@pytest.mark.parametrize("name,options", [KINDS[2], KINDS[4]])
+def test_dropout_is_drawn_from_the_key(name, options):
+  model = models.create(name, num_classes=5, **options)
+  images = jax.random.uniform(KEY, (4, 32, 32, 3))
+  variables = init(model, images)
+
+  @jax.jit
+  @jax.vmap
+  def logits(rng):
+    return model.apply(variables, images, train=True, rng=rng).logits
+
+  first, same, other = logits(jax.random.split(KEY)[jnp.array([0, 0, 1])])
+  np.testing.assert_array_equal(first, same)
+  assert np.all(np.any(first != other, axis=-1))
 
 
 def test_pool_averages_positions():
   features = jnp.arange(24.0).reshape(1, 2, 3, 4)
   np.testing.assert_allclose(models.pool(features), [[10, 11, 12, 13]])
+  np.testing.assert_array_equal(models.pool(features[:, 0, 0]), [[0, 1, 2, 3]])
 
 
 def test_preprocessing_resizes_and_normalises():
   prepare = models.Preprocessing(mean=(0.25,), std=(0.5,), size=4)
   images = prepare(jnp.full((2, 2, 2, 1), 0.75))
   np.testing.assert_allclose(images, np.ones((2, 4, 4, 1)), rtol=1e-6)
+  # Mean and deviation are those of the channels as the network sees them.
+  prepare = models.Preprocessing((0.0,), (1.0, 2.0, 4.0), channel_order="BGR")
+  images = prepare(jnp.asarray([[[[4.0, 2.0, 1.0]]]]))
+  np.testing.assert_allclose(images, [[[[1.0, 1.0, 1.0]]]])
 
 
-def test_saved_weights_are_loaded_bit_for_bit(tmp_path):
-  model = models.create(
-    "cifar_resnet18",
-    num_classes=3,
-    width=8,
-    preprocessing=models.Preprocessing(mean=(0.1, 0.2, 0.3), size=16),
-  )
-  variables = init(model, jnp.zeros((1, 16, 16, 3)))
-  pretrained.save_pretrained(tmp_path / "net", model, variables, (16, 16, 3))
-  loaded = pretrained.load_pretrained(tmp_path / "net")
-  assert loaded.model == model
-  jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
-
-
-def test_a_new_head_replaces_the_old_one_only(tmp_path):
-  images = jnp.zeros((1, 8, 8, 1))
-  old = init(models.create("small_cnn", num_classes=3), images)
-  new = init(
-    models.create("small_cnn", num_classes=5), images, jax.random.key(1)
-  )
-  merged = pretrained.replace_head(old, new)
-  for name, value in merged["params"].items():
-    source = new if name == "head" else old
-    jax.tree.map(np.testing.assert_array_equal, value, source["params"][name])
-  wide = models.create("small_cnn", num_classes=5, widths=(8, 16, 24))
-  with pytest.raises(UserError, match="params/Conv_0/kernel"):
-    pretrained.replace_head(old, jax.eval_shape(wide.init, KEY, images))
-
-
-def test_bad_names_and_files_are_named(tmp_path):
+def test_bad_names_and_images_are_named():
   with pytest.raises(UserError, match="'resnet'.*small_cnn"):
     models.create("resnet", num_classes=2)
-  with pytest.raises(UserError, match="depth"):
-    models.create("small_cnn", num_classes=2, depth=3)
+  with pytest.raises(UserError, match="strength"):
+    models.create("small_cnn", num_classes=2, strength=3)
+  with pytest.raises(UserError, match="float16"):
+    models.create("small_cnn", num_classes=2, dtype="float16")
+  with pytest.raises(UserError, match="'full'.*torch, same, keras"):
+    model = models.create("mobilenet_v2", num_classes=2, padding="full")
+    run(model, jnp.zeros((1, 32, 32, 3)))
   with pytest.raises(UserError, match="'stage9'.*stage1, stage2, stage3"):
     models.create("small_cnn", num_classes=2).stage("stage9")
-  with pytest.raises(UserError, match="nowhere"):
-    pretrained.load_pretrained(tmp_path / "nowhere")
-  model = models.create("small_cnn", num_classes=2)
-  other = models.create("small_cnn", num_classes=3)
-  variables = init(other, jnp.zeros((1, 8, 8, 1)))
-  pretrained.save_pretrained(tmp_path / "other", model, variables, (8, 8, 1))
-  with pytest.raises(UserError, match="params/head/bias"):
-    pretrained.load_pretrained(tmp_path / "other")
-  (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
-  (tmp_path / "model.safetensors").write_bytes(b"12345678")
-  with pytest.raises(UserError, match="model.safetensors"):
-    pretrained.load_pretrained(tmp_path)
+  model = models.create("vit_small_patch16", num_classes=2)
+  with pytest.raises(UserError, match="3 channels; these have 1"):
+    run(model, jnp.zeros((1, 32, 32, 1)))
+  with pytest.raises(UserError, match="8x40 px are smaller.*16x16"):
+    run(model, jnp.zeros((1, 8, 40, 3)))

@@ -1,0 +1,306 @@
+"""Networks of inverted residual blocks: MobileNetV2 and EfficientNet.
+
+Sandler et al., `MobileNetV2: Inverted Residuals and Linear Bottlenecks
+<https://arxiv.org/abs/1801.04381>`_, 2018; Tan and Le, `EfficientNet:
+Rethinking Model Scaling for Convolutional Neural Networks
+<https://arxiv.org/abs/1905.11946>`_, 2019.
+
+Published weights differ in how they were padded when they were trained, and
+only give their accuracy when they are padded in the same way:
+
+* "torch": half the window on each side.
+* "same": TensorFlow's; with stride 2, what a side of even length needs is put
+  behind it, and one of odd length gets half the window on each side.
+* "keras": with stride 2 always one less before than behind, whatever the side;
+  what transformers' EfficientNet does. Equal to "same" on even sides.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from synguide_jax.errors import UserError
+from synguide_jax.models.base import pool
+from synguide_jax.models.layers import BatchNorm, Conv
+
+PADDINGS = ("torch", "same", "keras")
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+  """The nearest multiple of ``divisor`` that is at least 0.9 ``channels``."""
+  rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+  return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def conv_padding(mode: str, kernel_size: int, stride: int) -> Any:
+  """Returns the ``padding`` of a `Conv` for one of ``PADDINGS``."""
+  if mode not in PADDINGS:
+    raise UserError(f"padding={mode!r} must be one of {', '.join(PADDINGS)}.")
+  half = kernel_size // 2
+  if mode == "keras" and stride == 2:
+    return ((half - 1, half),) * 2
+  return "same" if mode == "same" else ((half, half),) * 2
+
+
+class InvertedResidual(nn.Module):
+  """Expands the channels, convolves each on its own, and projects them back.
+
+  Attributes:
+    features: Channels of the output.
+    kernel_size: Side of the depthwise convolution's window.
+    stride: Its step.
+    expand: Multiplies the input's channels in between; 1: they stay.
+    squeeze: Channels of the squeeze-and-excitation in between; 0: none.
+    drop_path: Share of the samples whose block is left out in training.
+    activation: Between the convolutions; the last has none.
+    padding: One of ``PADDINGS``.
+    train: Whether batch statistics are used and dropout is on.
+    epsilon: Of the batch normalisation.
+    dtype: Type to compute in.
+  """
+
+  features: int
+  kernel_size: int
+  stride: int
+  expand: int
+  squeeze: int
+  drop_path: float
+  activation: Callable[[jax.Array], jax.Array]
+  padding: str
+  train: bool
+  epsilon: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    norm = functools.partial(
+      BatchNorm, self.train, epsilon=self.epsilon, dtype=self.dtype
+    )
+    conv = functools.partial(Conv, dtype=self.dtype)
+    y, width = x, x.shape[-1] * self.expand
+    if self.expand > 1:
+      y = conv(width, 1, name="expand_conv")(y)
+      y = self.activation(norm(name="expand_norm")(y))
+    y = conv(
+      width,
+      self.kernel_size,
+      self.stride,
+      padding=conv_padding(self.padding, self.kernel_size, self.stride),
+      groups=width,
+      name="depthwise_conv",
+    )(y)
+    y = self.activation(norm(name="depthwise_norm")(y))
+    if self.squeeze:
+      gate = y.mean((1, 2), keepdims=True, dtype=jnp.float32)
+      gate = conv(self.squeeze, 1, use_bias=True, name="squeeze_reduce")(gate)
+      gate = self.activation(gate)
+      gate = conv(width, 1, use_bias=True, name="squeeze_expand")(gate)
+      y = y * nn.sigmoid(gate)
+    y = conv(self.features, 1, name="project_conv")(y)
+    y = norm(name="project_norm")(y)
+    if x.shape != y.shape:
+      return y
+    drop = nn.Dropout(self.drop_path, (1, 2, 3), deterministic=not self.train)
+    return x + drop(y)
+
+
+def _network(
+  module: nn.Module,
+  images: jax.Array,
+  *,
+  stem: int,
+  groups: Sequence[tuple[int, int, int, int, int]],
+  ends: Sequence[int],
+  final: int,
+  squeeze: float,
+  drop_path: float,
+  activation: Callable[[jax.Array], jax.Array],
+  train: bool,
+  upto: str | None,
+) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+  """The body of both networks; ``module`` is the one it belongs to.
+
+  Args:
+    module: Has num_classes, padding, epsilon, dropout and dtype.
+    images: ``[N, H, W, C]``.
+    stem: Channels of the first convolution.
+    groups: Expansion, channels, blocks, stride of the first and kernel size.
+    ends: Indices of the groups with which the stages end.
+    final: Channels of the last convolution.
+    squeeze: Share of a block's input channels in its squeeze-and-excitation.
+    drop_path: Share of samples that leave out the last block; it rises to it.
+    activation: The network's.
+    train: As in the network's call.
+    upto: Likewise.
+  """
+  norm = functools.partial(
+    BatchNorm, train, epsilon=module.epsilon, dtype=module.dtype
+  )
+  padding = conv_padding(module.padding, 3, 2)
+  x = Conv(stem, 3, 2, padding=padding, dtype=module.dtype, name="stem_conv")(
+    images
+  )
+  x = activation(norm(name="stem_norm")(x))
+  features, block = {}, 0
+  total = sum(blocks for _, _, blocks, _, _ in groups)
+  for number, (expand, channels, blocks, stride, kernel) in enumerate(groups):
+    for index in range(blocks):
+      x = InvertedResidual(
+        features=channels,
+        kernel_size=kernel,
+        stride=stride if index == 0 else 1,
+        expand=expand,
+        squeeze=int(x.shape[-1] * squeeze),
+        drop_path=drop_path * block / total,
+        activation=activation,
+        padding=module.padding,
+        train=train,
+        epsilon=module.epsilon,
+        dtype=module.dtype,
+        name=f"block{block}",
+      )(x)
+      block += 1
+    if number in ends:
+      stage = f"stage{len(features) + 1}"
+      features[stage] = x
+      if upto == stage:
+        return None, features
+  x = Conv(final, 1, dtype=module.dtype, name="final_conv")(x)
+  x = activation(norm(name="final_norm")(x))
+  features["embedding"] = pool(x)
+  if upto == "embedding" or not module.num_classes:
+    return None, features
+  dropped = nn.Dropout(module.dropout, deterministic=not train)(pool(x))
+  return nn.Dense(module.num_classes, name="head")(dropped), features
+
+
+class MobileNetV2(nn.Module):
+  """MobileNetV2; its stages are the last maps of 1/4, 1/8, 1/16 and 1/32.
+
+  Attributes:
+    num_classes: Number of logits; 0: no head.
+    width: Multiplies all channels.
+    padding: One of ``PADDINGS``.
+    epsilon: Of the batch normalisation.
+    dropout: Rate before the head.
+    dtype: Type to compute in.
+  """
+
+  num_classes: int
+  width: float = 1.0
+  padding: str = "torch"
+  epsilon: float = 1e-5
+  dropout: float = 0.2
+  dtype: Any = jnp.float32
+
+  # Expansion, channels, blocks, stride of the first, kernel size.
+  GROUPS = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 32, 3, 2, 3),
+    (6, 64, 4, 2, 3),
+    (6, 96, 3, 1, 3),
+    (6, 160, 3, 2, 3),
+    (6, 320, 1, 1, 3),
+  )
+
+  @property
+  def repeats(self) -> tuple[int, ...]:
+    """Number of blocks in each group."""
+    return tuple(blocks for _, _, blocks, _, _ in self.GROUPS)
+
+  @nn.compact
+  def __call__(
+    self, images: jax.Array, *, train: bool, upto: str | None = None
+  ) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+    return _network(
+      self,
+      images,
+      stem=round_channels(32 * self.width),
+      groups=[
+        (expand, round_channels(channels * self.width), *rest)
+        for expand, channels, *rest in self.GROUPS
+      ],
+      ends=(1, 2, 4, 6),
+      final=round_channels(1280 * max(self.width, 1.0)),
+      squeeze=0,
+      drop_path=0.0,
+      activation=nn.relu6,
+      train=train,
+      upto=upto,
+    )
+
+
+class EfficientNet(nn.Module):
+  """EfficientNet-B0; its stages are the last maps of 1/4, 1/8, 1/16 and 1/32.
+
+  Attributes:
+    num_classes: Number of logits; 0: no head.
+    width: Multiplies all channels.
+    depth: Multiplies the numbers of blocks.
+    padding: One of ``PADDINGS``.
+    epsilon: Of the batch normalisation.
+    dropout: Rate before the head.
+    drop_path: Share of samples that leave out the last block in training.
+    dtype: Type to compute in.
+  """
+
+  num_classes: int
+  width: float = 1.0
+  depth: float = 1.0
+  padding: str = "torch"
+  epsilon: float = 1e-5
+  dropout: float = 0.2
+  drop_path: float = 0.2
+  dtype: Any = jnp.float32
+
+  # Expansion, channels, blocks, stride of the first, kernel size.
+  GROUPS = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+  )
+
+  @property
+  def repeats(self) -> tuple[int, ...]:
+    """Number of blocks in each group."""
+    return tuple(
+      math.ceil(blocks * self.depth) for _, _, blocks, _, _ in self.GROUPS
+    )
+
+  @property
+  def final(self) -> int:
+    """Channels of the last convolution."""
+    return round_channels(1280 * self.width)
+
+  @nn.compact
+  def __call__(
+    self, images: jax.Array, *, train: bool, upto: str | None = None
+  ) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+    return _network(
+      self,
+      images,
+      stem=round_channels(32 * self.width),
+      groups=[
+        (expand, round_channels(channels * self.width), repeat, *rest)
+        for (expand, channels, _, *rest), repeat in zip(
+          self.GROUPS, self.repeats, strict=True
+        )
+      ],
+      ends=(1, 2, 4, 6),
+      final=self.final,
+      squeeze=0.25,
+      drop_path=self.drop_path,
+      activation=nn.silu,
+      train=train,
+      upto=upto,
+    )
