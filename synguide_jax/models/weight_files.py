@@ -1,0 +1,86 @@
+"""Reads tensors and fields from files that need not be trusted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from synguide_jax.errors import UserError
+
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Returns the fields of a JSON file.
+
+  Raises:
+    UserError: if it cannot be read or holds something else.
+  """
+  try:
+    contents = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} cannot be read: {error}") from error
+  if not isinstance(contents, dict):
+    raise UserError(f"{path} does not hold fields by name.")
+  return contents
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+  """Returns the tensors of a .safetensors file or a PyTorch state dict.
+
+  A state dict (.pth, .pt, .bin) is read by PyTorch with weights_only=True, so
+  that nothing in it is executed.
+
+  Args:
+    path: The file.
+
+  Returns:
+    Tensors by name.
+
+  Raises:
+    UserError: if it is damaged or something else, or needs PyTorch where that
+      is not installed.
+  """
+  if path.suffix in _TORCH_SUFFIXES:
+    return _read_torch(path)
+  try:
+    # bfloat16 is a type of NumPy once JAX is imported.
+    return safetensors.numpy.load_file(path)
+  except (OSError, safetensors.SafetensorError) as error:
+    raise UserError(
+      f"{path} is not a whole safetensors file: {error}"
+    ) from error
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+  try:
+    import torch
+  except ImportError as error:
+    raise UserError(
+      f"Reading {path} needs PyTorch, which is not installed; install it (pip "
+      "install torch), or convert the file to .safetensors."
+    ) from error
+  try:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # Whatever a hostile or damaged file causes.
+    raise UserError(
+      f"{path} is not a state dict that PyTorch reads with weights_only=True: "
+      f"{error}"
+    ) from error
+  for wrapper in ("state_dict", "model", "net"):
+    if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+      state = state[wrapper]
+  if not isinstance(state, dict) or not all(
+    isinstance(value, torch.Tensor) for value in state.values()
+  ):
+    raise UserError(f"{path} does not hold tensors by name.")
+  return {
+    # What torch.nn.DataParallel puts in front.
+    name.removeprefix("module."): value.to(
+      torch.float32 if value.is_floating_point() else value.dtype
+    ).numpy()
+    for name, value in state.items()
+  }
