@@ -6,7 +6,8 @@ changes. Fields that hold a *spec* name data or weights:
   images     digits | letters | tfds:<name>[/config][:version] |
              folder:<path> | prepared:<path>
   synthetic  the same | generate:<config file>[:arg]
-  weights    <checkpoint folder> | train:<config file>[:arg]
+  weights    hf:<repository>[@revision] | <folder as the hub has them> |
+             <.safetensors or .pth file> | train:<config file>[:arg]
 """
 
 from collections.abc import Iterable
@@ -103,7 +104,13 @@ def classifier_defaults() -> ConfigDict:
   config.model.name = "cifar_resnet18"
   # "scratch", or the spec of weights of the same network; its head is new.
   config.model.init = "scratch"
-  # Subtracted from, and divided by, in units of [0, 1] images, per channel.
+  # Type to compute in, "float32" or "bfloat16"; parameters are float32.
+  config.model.dtype = "float32"
+  # Side that images are resized to for the network, pixels; 0: they are not,
+  # or, with init, to what the checkpoint expects.
+  config.model.image_size = 0
+  # Subtracted from, and divided by, in units of [0, 1] images, per channel;
+  # with init, the checkpoint's own are used.
   config.model.mean = (0.5,)
   config.model.std = (0.5,)
 
@@ -111,6 +118,11 @@ def classifier_defaults() -> ConfigDict:
   config.pretrained = ConfigDict()
   # Spec of its weights; "random": untrained ones, as a control; "": none.
   config.pretrained.weights = ""
+  # Type to compute in, "float32" or "bfloat16".
+  config.pretrained.dtype = "float32"
+  # Side that images are resized to for it, pixels; 0: what the checkpoint
+  # expects. Smaller ones are faster.
+  config.pretrained.image_size = 0
   # What "random" is a network of.
   config.pretrained.random_model = "cifar_resnet18"
   # Stage whose pooled map guides.

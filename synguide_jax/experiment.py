@@ -10,6 +10,7 @@ from synguide_jax import console
 from synguide_jax import workdir as workdir_lib
 from synguide_jax.analysis import table
 from synguide_jax.console import say
+from synguide_jax.errors import UserError
 
 
 def run(
@@ -61,6 +62,51 @@ def train(
     return train_and_evaluate(
       config, workdir, writer, hooks=(progress,), inputs=inputs
     )
+
+
+def best_run(results: Mapping[str, Any]) -> int:
+  """Number of the finished run with the highest validation accuracy."""
+  accuracy = results.get("validation", {}).get("accuracy", {}).get("runs")
+  runs = [run for run in results["runs"] if str(run) not in results["diverged"]]
+  if not accuracy:
+    return runs[0]
+  return max(runs, key=lambda run: accuracy[results["runs"].index(run)])
+
+
+def load_classifier(workdir: Path, results: Mapping[str, Any], run: int) -> Any:
+  """Loads the classifier that a finished experiment selected.
+
+  Args:
+    workdir: Its folder.
+    results: The contents of its results.json.
+    run: Number of the run.
+
+  Returns:
+    A :class:`synguide_jax.models.pretrained.Pretrained`.
+
+  Raises:
+    UserError: if there is no such run, it diverged, or its images or weights
+      are not there any more.
+  """
+  if run not in results["runs"]:
+    raise UserError(f"{workdir} has no run {run}, only {results['runs']}.")
+  if str(run) in results["diverged"]:
+    raise UserError(f"Run {run} of {workdir} diverged.")
+  import jax
+
+  from synguide_jax import inputs
+  from synguide_jax.models.pretrained import Pretrained
+  from synguide_jax.train import load_trained
+
+  config = workdir_lib.config(workdir)
+  made = inputs.make(config, functools.partial(train, show_progress=False))
+  program, state = load_trained(config, workdir, inputs=made)
+  if program.method.predict is None:
+    raise UserError(f"{workdir} holds a {config.method}, not a classifier.")
+  place = results["runs"].index(run)
+  state = jax.tree.map(lambda leaf: leaf[place], jax.device_get(state))
+  variables = {"params": state.params, "batch_stats": state.batch_stats}
+  return Pretrained(program.method.model, variables, program.info.image_shape)
 
 
 def headline(results: Mapping[str, Any]) -> str:

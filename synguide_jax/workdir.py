@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from synguide_jax.cache import fingerprint
 from synguide_jax.errors import UserError
 
@@ -126,6 +128,18 @@ def claim(workdir: Path, config: Any) -> None:
         f"Cannot write to the workdir {workdir}: {error.strerror}. Choose "
         "another with --workdir."
       ) from error
+
+
+def config(workdir: Path) -> ConfigDict:
+  """Returns the config of a workdir; tuples come back as lists.
+
+  Raises:
+    UserError: if there is none.
+  """
+  found = _read_json(workdir / "config.json")
+  if found is None:
+    raise UserError(f"{workdir} has no config.json.")
+  return ConfigDict(found)
 
 
 def results(workdir: Path) -> dict[str, Any] | None:

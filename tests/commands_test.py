@@ -8,9 +8,13 @@ import shutil
 import subprocess
 import sys
 
+import jax
+import jax.export
+import numpy as np
 import pytest
 
 from synguide_jax.data import digits
+from synguide_jax.models import pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = "--config=configs/digits_lowshot.py"
@@ -37,7 +41,7 @@ def captured():
         file.seek(0)
         texts.append(file.read().decode())
 
-own = {"config", "workdir", "methods", "workdirs", "output"}
+own = {"config", "workdir", "methods", "workdirs", "output", "formats", "run"}
 done = []
 for command, *args in json.loads(sys.stdin.read()):
   sys.argv = [command, *args]
@@ -165,7 +169,7 @@ def test_every_smoke_config_trains(files):
     assert Path(f"work/{number}/checkpoints").is_dir()
 
 
-def test_sweep_and_table():
+def test_sweep_table_and_export():
   # As cheap as it gets, but for the method: 2 steps, no generated images.
   overrides = [
     "--config.data.synthetic=digits",
@@ -174,15 +178,23 @@ def test_sweep_and_table():
   ]
   sweep = ["sweep", SMOKE, *overrides, "--methods=real,fake"]
   fails = "--config.weighted.real_weight=2"
-  first, again, table, failing, nothing, unknown, other_config = _run_commands(
+  real = ["main", SMOKE, *overrides, "--config.method=real", "--workdir=real"]
+  export = ["export", "--workdir=real", "--output=out"]
+  first, again, table, _, exported, failing, *wrong = _run_commands(
     [
       sweep,
       sweep,
       ["table", "--workdirs=runs/digits_lowshot_smoke/*", "--output=out/a.b"],
+      real,
+      export,
       ["sweep", SMOKE, *overrides, fails, "--methods=weighted,fake"],
       ["table", "--workdirs=nowhere/*,runs"],
       ["sweep", SMOKE, "--methods=real,cycle"],
       ["sweep", "--config=configs/letters.py:smoke"],
+      [*export, "--run=7"],
+      [*export, "--formats=onnx"],
+      [*export, "--formats=transformers"],
+      ["export", "--workdir=nowhere", "--output=out"],
     ]
   )
   code, out, err = first
@@ -229,11 +241,26 @@ def test_sweep_and_table():
   (trained,) = [line for line in lines if "failed" not in line]
   assert "test accuracy" in trained and len(lines) == 2
 
-  for (code, _, err), message in (
-    (nothing, "No finished experiment"),
-    (unknown, "--methods=cycle: "),
-    (other_config, "letters.py has no get_sweep"),
-  ):
+  code, out, err = exported
+  assert (code, err) == (0, "")
+  assert "small_cnn of run" in out
+  loaded = pretrained.load_pretrained("out/synguide_jax")
+  program = Path("out/stablehlo/classifier.stablehlo").read_bytes()
+  program = jax.export.deserialize(bytearray(program))
+  images = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
+  logits = loaded.model.apply(loaded.variables, images, train=False).logits
+  np.testing.assert_allclose(program.call(images), logits, rtol=1e-4, atol=1e-5)
+
+  messages = (
+    "No finished experiment",
+    "--methods=cycle: ",
+    "letters.py has no get_sweep",
+    "no run 7, only [0, 1]",
+    "'onnx'; known: transformers, torchvision",
+    "transformers has no network like this small_cnn",
+    "nowhere is not finished",
+  )
+  for (code, _, err), message in zip(wrong, messages, strict=True):
     assert code == 2
     assert err.startswith("error: ") and message in err
     assert len(err.splitlines()) == 1
@@ -274,6 +301,8 @@ _BAD = [
   ([DIGITS, "--config.pretrained.weights=train:x.py"], "x.py"),
   ([DIGITS, "--config.model.init=missing"], "missing"),
   ([DIGITS, "--config.model.name=vit"], "'vit'; known"),
+  ([DIGITS, "--config.model.dtype=half"], "dtype='half'"),
+  ([DIGITS, "--config.pretrained.weights=hf:no/net"], "hf:no/net.*hub.*cache"),
   ([DIGITS, "--config.runs_mode=pmap"], "runs_mode='pmap'.*vmap, map"),
   ([DIGITS, "--config.batch_size=7"], "batch_size=7"),
   ([DIGITS, "--config.num_runs=0"], "num_runs=0"),
@@ -323,9 +352,10 @@ def test_bad_input_is_told_before_anything_is_made(tmp_path):
   assert list(other.rglob("events*")) == []
 
 
-@pytest.mark.parametrize("command", ["main", "sweep", "table"])
+@pytest.mark.parametrize("command", ["main", "sweep", "table", "export"])
 def test_help_shows_the_flags(command):
   done = _python("-m", f"synguide_jax.{command}", "--help")
   assert done.stderr == ""
   assert "python -m synguide_jax." in done.stdout
-  assert "--workdirs" if command == "table" else "--config" in done.stdout
+  flag = {"table": "--workdirs", "export": "--workdir"}.get(command, "--config")
+  assert flag in done.stdout

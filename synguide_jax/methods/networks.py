@@ -17,6 +17,7 @@ from synguide_jax.models.pretrained import (
   load_pretrained,
   Pretrained,
   replace_head,
+  with_options,
 )
 from synguide_jax.state import TrainState
 
@@ -66,8 +67,9 @@ def create_trained(config: Any, info: Info) -> Trained:
   """Makes M_u from the config's ``model`` section.
 
   Args:
-    config: The whole config; ``model`` has name, mean, std and init, which is
-      ``"scratch"`` or the folder of a checkpoint whose head is replaced.
+    config: The whole config; ``model`` has name, dtype, image_size, mean, std
+      and init, which is ``"scratch"`` or the spec of a checkpoint, whose head
+      is replaced and whose preprocessing is kept.
     info: Classes and image shape.
 
   Returns:
@@ -76,35 +78,33 @@ def create_trained(config: Any, info: Info) -> Trained:
   Raises:
     UserError: for an unknown model or a checkpoint of another one.
   """
-  channels = info.image_shape[-1]
+  section, channels = config.model, info.image_shape[-1]
   for field in ("mean", "std"):
-    values = tuple(config.model[field])
+    values = tuple(section[field])
     numbers = all(isinstance(value, (int, float)) for value in values)
     if not numbers or len(values) not in (1, channels):
       raise UserError(
-        f"model.{field}={config.model[field]!r} must be 1 or {channels} "
+        f"model.{field}={section[field]!r} must be 1 or {channels} "
         "numbers, for the channels of the images."
       )
-  preprocessing = Preprocessing(
-    mean=tuple(config.model.mean), std=tuple(config.model.std)
-  )
-  model = models.create(
-    config.model.name,
-    num_classes=info.num_classes,
-    preprocessing=preprocessing,
-  )
-  if config.model.init == "scratch":
-    return Trained(model, model.init)
-  checkpoint = _load(config.model.init, "model.init", channels)
-  if checkpoint.model.name != model.name:
-    raise UserError(
-      f"model.init={config.model.init!r} holds a {checkpoint.model.name}, but "
-      f"model.name is {model.name!r}."
+  if section.init == "scratch":
+    model = models.create(
+      section.name,
+      num_classes=info.num_classes,
+      channels=channels,
+      dtype=section.dtype,
+      preprocessing=Preprocessing(
+        tuple(section.mean), tuple(section.std), section.image_size or None
+      ),
     )
-  # Weights expect the input they were trained on.
-  model = dataclasses.replace(
-    model, preprocessing=checkpoint.model.preprocessing
-  )
+    return Trained(model, model.init)
+  checkpoint = _load(section.init, "model.init", section, channels)
+  if checkpoint.model.name != section.name:
+    raise UserError(
+      f"model.init={section.init!r} holds a {checkpoint.model.name}, but "
+      f"model.name is {section.name!r}."
+    )
+  model = with_options(checkpoint.model, num_classes=info.num_classes)
 
   def init_variables(key, images):
     fresh = model.init(key, images)
@@ -113,11 +113,13 @@ def create_trained(config: Any, info: Info) -> Trained:
   return Trained(model, init_variables)
 
 
-def _load(folder: str, field: str, channels: int) -> Pretrained:
-  checkpoint = load_pretrained(folder)
+def _load(spec: str, field: str, section: Any, channels: int) -> Pretrained:
+  checkpoint = load_pretrained(
+    spec, dtype=section.dtype, image_size=section.image_size or None
+  )
   if checkpoint.image_shape[-1] != channels:
     raise UserError(
-      f"{field}={folder!r} was trained on images with "
+      f"{field}={spec!r} was trained on images with "
       f"{checkpoint.image_shape[-1]} channels, but data.channels is {channels}."
     )
   return checkpoint
@@ -149,10 +151,10 @@ def create_frozen(config: Any, info: Info) -> Frozen:
   """Makes M_p from the config's ``pretrained`` section.
 
   Args:
-    config: The whole config; ``pretrained`` has weights, which is the folder
-      of a checkpoint or ``"random"`` (an untrained network of
-      ``pretrained.random_model``, another one for each run), and
-      feature_layer.
+    config: The whole config; ``pretrained`` has weights, which is the spec of
+      a checkpoint or ``"random"`` (an untrained network of
+      ``pretrained.random_model``, another one for each run), dtype,
+      image_size and feature_layer.
     info: Classes and image shape.
 
   Returns:
@@ -163,11 +165,18 @@ def create_frozen(config: Any, info: Info) -> Frozen:
   """
   section = config.pretrained
   if section.weights == "random":
-    model = models.create(section.random_model, num_classes=info.num_classes)
+    model = models.create(
+      section.random_model,
+      num_classes=info.num_classes,
+      channels=info.image_shape[-1],
+      dtype=section.dtype,
+      preprocessing=Preprocessing(size=section.image_size or None),
+    )
     init, per_run = model.init, True
   elif section.weights:
-    channels = info.image_shape[-1]
-    checkpoint = _load(section.weights, "pretrained.weights", channels)
+    checkpoint = _load(
+      section.weights, "pretrained.weights", section, info.image_shape[-1]
+    )
     model, per_run = checkpoint.model, False
 
     def init(key, images):
@@ -177,7 +186,7 @@ def create_frozen(config: Any, info: Info) -> Frozen:
   else:
     raise UserError(
       "Pretrained Guidance needs a pretrained network, but pretrained.weights "
-      "is empty. Name a checkpoint folder, or switch it off with "
+      "is empty. Name a checkpoint, or switch it off with "
       "guidance.pg_real=False and guidance.pg_synthetic=False."
     )
   return Frozen(model, model.stage(section.feature_layer), init, per_run)
