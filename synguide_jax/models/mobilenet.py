@@ -15,7 +15,7 @@ only give their accuracy when they are padded in the same way:
   what transformers' EfficientNet does. Equal to "same" on even sides.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
 import math
 from typing import Any
@@ -37,16 +37,6 @@ def round_channels(channels: float, divisor: int = 8) -> int:
   return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-def conv_padding(mode: str, kernel_size: int, stride: int) -> Any:
-  """Returns the ``padding`` of a `Conv` for one of ``PADDINGS``."""
-  if mode not in PADDINGS:
-    raise UserError(f"padding={mode!r} must be one of {', '.join(PADDINGS)}.")
-  half = kernel_size // 2
-  if mode == "keras" and stride == 2:
-    return ((half - 1, half),) * 2
-  return "same" if mode == "same" else ((half, half),) * 2
-
-
 class InvertedResidual(nn.Module):
   """Expands the channels, convolves each on its own, and projects them back.
 
@@ -58,7 +48,7 @@ class InvertedResidual(nn.Module):
     squeeze: Channels of the squeeze-and-excitation in between; 0: none.
     drop_path: Share of the samples whose block is left out in training.
     activation: Between the convolutions; the last has none.
-    padding: One of ``PADDINGS``.
+    padding: Of the depthwise convolution, as of a `Conv`.
     train: Whether batch statistics are used and dropout is on.
     epsilon: Of the batch normalisation.
     dtype: Type to compute in.
@@ -71,7 +61,7 @@ class InvertedResidual(nn.Module):
   squeeze: int
   drop_path: float
   activation: Callable[[jax.Array], jax.Array]
-  padding: str
+  padding: Any
   train: bool
   epsilon: float
   dtype: Any
@@ -90,7 +80,7 @@ class InvertedResidual(nn.Module):
       width,
       self.kernel_size,
       self.stride,
-      padding=conv_padding(self.padding, self.kernel_size, self.stride),
+      padding=self.padding,
       groups=width,
       name="depthwise_conv",
     )(y)
@@ -109,96 +99,107 @@ class InvertedResidual(nn.Module):
     return x + drop(y)
 
 
-def _network(
-  module: nn.Module,
-  images: jax.Array,
-  *,
-  stem: int,
-  groups: Sequence[tuple[int, int, int, int, int]],
-  ends: Sequence[int],
-  final: int,
-  squeeze: float,
-  drop_path: float,
-  activation: Callable[[jax.Array], jax.Array],
-  train: bool,
-  upto: str | None,
-) -> tuple[jax.Array | None, dict[str, jax.Array]]:
-  """The body of both networks; ``module`` is the one it belongs to.
-
-  Args:
-    module: Has num_classes, padding, epsilon, dropout and dtype.
-    images: ``[N, H, W, C]``.
-    stem: Channels of the first convolution.
-    groups: Expansion, channels, blocks, stride of the first and kernel size.
-    ends: Indices of the groups with which the stages end.
-    final: Channels of the last convolution.
-    squeeze: Share of a block's input channels in its squeeze-and-excitation.
-    drop_path: Share of samples that leave out the last block; it rises to it.
-    activation: The network's.
-    train: As in the network's call.
-    upto: Likewise.
-  """
-  norm = functools.partial(
-    BatchNorm, train, epsilon=module.epsilon, dtype=module.dtype
-  )
-  padding = conv_padding(module.padding, 3, 2)
-  x = Conv(stem, 3, 2, padding=padding, dtype=module.dtype, name="stem_conv")(
-    images
-  )
-  x = activation(norm(name="stem_norm")(x))
-  features, block = {}, 0
-  total = sum(blocks for _, _, blocks, _, _ in groups)
-  for number, (expand, channels, blocks, stride, kernel) in enumerate(groups):
-    for index in range(blocks):
-      x = InvertedResidual(
-        features=channels,
-        kernel_size=kernel,
-        stride=stride if index == 0 else 1,
-        expand=expand,
-        squeeze=int(x.shape[-1] * squeeze),
-        drop_path=drop_path * block / total,
-        activation=activation,
-        padding=module.padding,
-        train=train,
-        epsilon=module.epsilon,
-        dtype=module.dtype,
-        name=f"block{block}",
-      )(x)
-      block += 1
-    if number in ends:
-      stage = f"stage{len(features) + 1}"
-      features[stage] = x
-      if upto == stage:
-        return None, features
-  x = Conv(final, 1, dtype=module.dtype, name="final_conv")(x)
-  x = activation(norm(name="final_norm")(x))
-  features["embedding"] = pool(x)
-  if upto == "embedding" or not module.num_classes:
-    return None, features
-  dropped = nn.Dropout(module.dropout, deterministic=not train)(pool(x))
-  return nn.Dense(module.num_classes, name="head")(dropped), features
-
-
-class MobileNetV2(nn.Module):
-  """MobileNetV2; its stages are the last maps of 1/4, 1/8, 1/16 and 1/32.
+class InvertedResiduals(nn.Module):
+  """What both networks are; the stages are the last maps of 1/4 ... 1/32.
 
   Attributes:
     num_classes: Number of logits; 0: no head.
     width: Multiplies all channels.
+    depth: Multiplies the numbers of blocks.
     padding: One of ``PADDINGS``.
     epsilon: Of the batch normalisation.
     dropout: Rate before the head.
+    drop_path: Share of samples that leave out the last block in training; it
+      rises linearly to it.
     dtype: Type to compute in.
+    GROUPS: Expansion, channels, blocks, stride of the first and kernel size of
+      each group of blocks.
+    SQUEEZE: Channels of the squeeze-and-excitation, as a share of a block's
+      input.
+    ACTIVATION: Name in flax.linen.
   """
 
   num_classes: int
   width: float = 1.0
+  depth: float = 1.0
   padding: str = "torch"
   epsilon: float = 1e-5
   dropout: float = 0.2
+  drop_path: float = 0.0
   dtype: Any = jnp.float32
 
-  # Expansion, channels, blocks, stride of the first, kernel size.
+  GROUPS = ()
+  SQUEEZE = 0.0
+  ACTIVATION = "relu6"
+
+  @property
+  def repeats(self) -> tuple[int, ...]:
+    """Number of blocks in each group."""
+    return tuple(math.ceil(group[2] * self.depth) for group in self.GROUPS)
+
+  @property
+  def final(self) -> int:
+    """Channels of the last convolution."""
+    return round_channels(1280 * self.width)
+
+  @nn.compact
+  def __call__(
+    self, images: jax.Array, *, train: bool, upto: str | None = None
+  ) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+    activation = getattr(nn, self.ACTIVATION)
+    conv = functools.partial(Conv, dtype=self.dtype)
+    norm = functools.partial(
+      BatchNorm, train, epsilon=self.epsilon, dtype=self.dtype
+    )
+    stem, padding = round_channels(32 * self.width), self._padding(3, 2)
+    x = conv(stem, 3, 2, padding=padding, name="stem_conv")(images)
+    x = activation(norm(name="stem_norm")(x))
+    features, block = {}, 0
+    for number, (expand, channels, _, stride, kernel) in enumerate(self.GROUPS):
+      for index in range(self.repeats[number]):
+        stride = stride if index == 0 else 1
+        x = InvertedResidual(
+          features=round_channels(channels * self.width),
+          kernel_size=kernel,
+          stride=stride,
+          expand=expand,
+          squeeze=int(x.shape[-1] * self.SQUEEZE),
+          drop_path=self.drop_path * block / sum(self.repeats),
+          activation=activation,
+          padding=self._padding(kernel, stride),
+          train=train,
+          epsilon=self.epsilon,
+          dtype=self.dtype,
+          name=f"block{block}",
+        )(x)
+        block += 1
+      if number in (1, 2, 4, 6):
+        stage = f"stage{len(features) + 1}"
+        features[stage] = x
+        if upto == stage:
+          return None, features
+    x = conv(self.final, 1, name="final_conv")(x)
+    x = activation(norm(name="final_norm")(x))
+    features["embedding"] = pool(x)
+    if upto == "embedding" or not self.num_classes:
+      return None, features
+    dropped = nn.Dropout(self.dropout, deterministic=not train)(pool(x))
+    return nn.Dense(self.num_classes, name="head")(dropped), features
+
+  def _padding(self, kernel_size: int, stride: int) -> Any:
+    if self.padding not in PADDINGS:
+      raise UserError(
+        f"padding={self.padding!r} must be one of {', '.join(PADDINGS)}."
+      )
+    half = kernel_size // 2
+    if self.padding == "keras" and stride == 2:
+      return ((half - 1, half),) * 2
+    return "same" if self.padding == "same" else ((half, half),) * 2
+
+
+class MobileNetV2(InvertedResiduals):
+  """MobileNetV2."""
+
   GROUPS = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
@@ -210,56 +211,16 @@ class MobileNetV2(nn.Module):
   )
 
   @property
-  def repeats(self) -> tuple[int, ...]:
-    """Number of blocks in each group."""
-    return tuple(blocks for _, _, blocks, _, _ in self.GROUPS)
-
-  @nn.compact
-  def __call__(
-    self, images: jax.Array, *, train: bool, upto: str | None = None
-  ) -> tuple[jax.Array | None, dict[str, jax.Array]]:
-    return _network(
-      self,
-      images,
-      stem=round_channels(32 * self.width),
-      groups=[
-        (expand, round_channels(channels * self.width), *rest)
-        for expand, channels, *rest in self.GROUPS
-      ],
-      ends=(1, 2, 4, 6),
-      final=round_channels(1280 * max(self.width, 1.0)),
-      squeeze=0,
-      drop_path=0.0,
-      activation=nn.relu6,
-      train=train,
-      upto=upto,
-    )
+  def final(self) -> int:
+    """Channels of the last convolution, which narrow networks keep."""
+    return round_channels(1280 * max(self.width, 1.0))
 
 
-class EfficientNet(nn.Module):
-  """EfficientNet-B0; its stages are the last maps of 1/4, 1/8, 1/16 and 1/32.
+class EfficientNet(InvertedResiduals):
+  """EfficientNet, of B0's size by default."""
 
-  Attributes:
-    num_classes: Number of logits; 0: no head.
-    width: Multiplies all channels.
-    depth: Multiplies the numbers of blocks.
-    padding: One of ``PADDINGS``.
-    epsilon: Of the batch normalisation.
-    dropout: Rate before the head.
-    drop_path: Share of samples that leave out the last block in training.
-    dtype: Type to compute in.
-  """
-
-  num_classes: int
-  width: float = 1.0
-  depth: float = 1.0
-  padding: str = "torch"
-  epsilon: float = 1e-5
-  dropout: float = 0.2
   drop_path: float = 0.2
-  dtype: Any = jnp.float32
 
-  # Expansion, channels, blocks, stride of the first, kernel size.
   GROUPS = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
@@ -269,38 +230,5 @@ class EfficientNet(nn.Module):
     (6, 192, 4, 2, 5),
     (6, 320, 1, 1, 3),
   )
-
-  @property
-  def repeats(self) -> tuple[int, ...]:
-    """Number of blocks in each group."""
-    return tuple(
-      math.ceil(blocks * self.depth) for _, _, blocks, _, _ in self.GROUPS
-    )
-
-  @property
-  def final(self) -> int:
-    """Channels of the last convolution."""
-    return round_channels(1280 * self.width)
-
-  @nn.compact
-  def __call__(
-    self, images: jax.Array, *, train: bool, upto: str | None = None
-  ) -> tuple[jax.Array | None, dict[str, jax.Array]]:
-    return _network(
-      self,
-      images,
-      stem=round_channels(32 * self.width),
-      groups=[
-        (expand, round_channels(channels * self.width), repeat, *rest)
-        for (expand, channels, _, *rest), repeat in zip(
-          self.GROUPS, self.repeats, strict=True
-        )
-      ],
-      ends=(1, 2, 4, 6),
-      final=self.final,
-      squeeze=0.25,
-      drop_path=self.drop_path,
-      activation=nn.silu,
-      train=train,
-      upto=upto,
-    )
+  SQUEEZE = 0.25
+  ACTIVATION = "silu"

@@ -144,9 +144,10 @@ def _download(spec: str) -> Path:
   except (OSError, ValueError) as error:
     # What huggingface_hub raises: no such repository or revision, no access,
     # no network and nothing in the cache, a garbled name.
+    reason = " ".join(str(error).split())
     raise UserError(
       f"{spec} can be had neither from the Hugging Face hub nor from its "
-      f"cache: {error} Download it on a machine that has access (hf download "
+      f"cache: {reason} Download it on a machine that has access (hf download "
       f"{repository}) and copy the cache, or name a local folder."
     ) from error
 

@@ -70,6 +70,7 @@ def test_transformers_loads_what_is_written_and_so_do_we(name, tmp_path):
     np.testing.assert_array_equal(first[tensor], again[tensor])
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_logits_in_pytorch_are_the_same(name, tmp_path):
@@ -106,6 +107,7 @@ def test_the_processor_written_prepares_as_the_network_does(tmp_path):
   assert written["image_mean"] == [0.4, 0.5, 0.6]
 
 
+@pytest.mark.parity
 def test_pytorchs_resnet_loads_the_state_dict(tmp_path):
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   from safetensors.torch import load_file

@@ -24,7 +24,8 @@ from safetensors.torch import save_file  # noqa: E402
 
 from tests.models import torch_networks  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+# What PyTorch and transformers warn of is not ours.
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 PLAIN = models.Preprocessing(mean=(0.0,), std=(1.0,))
 NUM_CLASSES = 7
 

@@ -2,7 +2,9 @@
 
 import io
 import json
+from pathlib import Path
 import pickle
+import re
 import shutil
 import sys
 import zipfile
@@ -309,6 +311,7 @@ class _Hostile:
     return (open, ("hacked", "w"))
 
 
+@pytest.mark.parity
 def test_a_pickle_is_never_executed(tmp_path):
   pytest.importorskip("torch", reason="PyTorch is not installed")
   path = tmp_path / "weights.pth"
@@ -348,6 +351,24 @@ def test_every_published_network_has_distinct_names():
       shapes = namings.tensor_shapes(expected, naming)
       count = sum(x.size for x in jax.tree.leaves(expected))
       assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
+
+
+def test_the_guides_example_runs(tmp_path):
+  guide = Path(__file__).parents[2] / "docs" / "networks.md"
+  (code,) = re.findall(
+    r"^```python\n(.*?)^```$", guide.read_text(), re.M | re.S
+  )
+  spec = "hf:microsoft/resnet-50"
+  assert spec in code
+  model = models.create("resnet50", num_classes=3, width=8)
+  network = pretrained.Pretrained(model, init(model), (224, 224, 3))
+  export.to_transformers(network, tmp_path / "net", ("a", "b", "c"))
+  names = {"images": jnp.zeros((1, 32, 32, 3))}
+  exec(code.replace(spec, str(tmp_path / "net")), names)
+  stage3 = names["output"].features["stage3"]
+  # Of the original, which is eight times as wide.
+  assert f"# [N, 14, 14, {8 * stage3.shape[-1]}]" in code
+  assert stage3.shape[1:3] == (14, 14)
 
 
 def _cifar10(root, split, per_class):
