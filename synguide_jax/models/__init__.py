@@ -118,7 +118,8 @@ def create(
     A :class:`Model`.
 
   Raises:
-    UserError: for an unknown name, option or type.
+    UserError: for an unknown name, option or type, or a preprocessing of other
+      images.
   """
   if name not in MODELS:
     raise UserError(
@@ -126,6 +127,14 @@ def create(
     )
   if dtype not in ("float32", "bfloat16"):
     raise UserError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'.")
+  preprocessing = preprocessing or Preprocessing()
+  for field in ("mean", "std"):
+    count = len(getattr(preprocessing, field))
+    if count not in (1, channels):
+      raise UserError(
+        f"{name}: the preprocessing has {count} values of {field}, but images "
+        f"have {channels} channels."
+      )
   architecture = MODELS[name]
   try:
     module = architecture.module(
@@ -144,6 +153,6 @@ def create(
       **options,
     },
     stages=architecture.stages,
-    preprocessing=preprocessing or Preprocessing(),
+    preprocessing=preprocessing,
     module=module,
   )

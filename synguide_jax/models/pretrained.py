@@ -97,11 +97,13 @@ def load_pretrained(
     UserError: if there is no such checkpoint, it is not of a supported
       architecture, or a tensor is missing, unexpected or wrongly shaped.
 
-  Example:
-    >>> checkpoint = load_pretrained("hf:microsoft/resnet-50")  # doctest: +SKIP
-    >>> checkpoint.model.apply(
-    ...   checkpoint.variables, images, train=False, upto="stage3"
-    ... ).features["stage3"]  # doctest: +SKIP
+  Example::
+
+    checkpoint = load_pretrained("hf:microsoft/resnet-50")
+    output = checkpoint.model.apply(
+      checkpoint.variables, images, train=False, upto="stage3"
+    )
+    output.features["stage3"]  # [N, 14, 14, 1024]
   """
   spec = str(spec)
   if spec.startswith("hf:"):

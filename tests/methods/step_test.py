@@ -63,7 +63,7 @@ def one_step(method):
   return state, frozen, applied, metrics
 
 
-NETWORK = models.create("small_cnn", num_classes=3)
+NETWORK = models.create("small_cnn", num_classes=3, channels=1)
 
 
 def cross_entropy(params, batch):
@@ -214,7 +214,7 @@ def test_running_statistics_see_the_real_batch_first():
   (stage,) = method.stages
   batches = {"real": REAL, "synthetic": SYNTHETIC}
   new, _ = jax.jit(stage.step)(state, frozen, batches, KEY, 0.0)
-  network = models.create("cifar_resnet18", num_classes=3)
+  network = models.create("cifar_resnet18", num_classes=3, channels=1)
 
   @jax.jit
   def statistics(batch_stats, images):

@@ -257,6 +257,13 @@ def test_bad_names_and_images_are_named():
     models.create("small_cnn", num_classes=2, strength=3)
   with pytest.raises(UserError, match="float16"):
     models.create("small_cnn", num_classes=2, dtype="float16")
+  with pytest.raises(UserError, match="3 values of mean, but .* 1 channels"):
+    models.create(
+      "small_cnn",
+      num_classes=2,
+      channels=1,
+      preprocessing=models.Preprocessing(mean=(0.1, 0.2, 0.3)),
+    )
   with pytest.raises(UserError, match="'full'.*torch, same, keras"):
     model = models.create("mobilenet_v2", num_classes=2, padding="full")
     run(model, jnp.zeros((1, 32, 32, 3)))
