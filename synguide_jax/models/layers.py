@@ -1,6 +1,7 @@
 """Layers that compute fast on every platform, with one code path in models."""
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -26,10 +27,9 @@ def conv2d(
 ) -> jax.Array:
   """Two-dimensional convolution, lowered to what the platform does well.
 
-  On GPU and TPU this is ``jax.lax.conv_general_dilated``. XLA's convolutions on
-  the CPU are slow, and slower still under a vmap over runs, where they become
-  grouped convolutions; there it is one matrix product: a 1x1 kernel acts on
-  the channels, and a k x k kernel on k * k shifted slices, concatenated.
+  On GPU and TPU this is ``jax.lax.conv_general_dilated``. On the CPU it is one
+  matrix product, because there XLA computes the gradients of kernels slowly,
+  and everything under a vmap over runs, where convolutions become grouped ones.
 
   Args:
     images: ``[N, H, W, C]``.
@@ -58,29 +58,112 @@ def conv2d(
 
 
 def _conv2d_as_matmul(images, kernel, strides, padding, groups):
+  """A convolution as one product; memory traffic decides what is copied.
+
+  Where it is cheaper than k * k copies of the input, what a window sees of a
+  row is multiplied by every row of the kernel, and the products are added,
+  shifted: k copies of the input and of the output.
+  """
   kh, kw, channels, out = kernel.shape
-  images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-  height = (images.shape[1] - kh) // strides[0] + 1
-  width = (images.shape[2] - kw) // strides[1] + 1
-  slices = [
-    images[
-      :,
-      i : i + strides[0] * (height - 1) + 1 : strides[0],
-      j : j + strides[1] * (width - 1) + 1 : strides[1],
-    ]
-    for i in range(kh)
-    for j in range(kw)
-  ]
+  no_padding = (0, 0)
+  copied = kw * channels + kh * out
+  if strides[0] == groups == 1 and copied < kh * kw * channels:
+    columns = _windows(images, (1, kw), strides, (no_padding, padding[1]))
+    taps = kernel.transpose(1, 2, 0, 3).reshape(kw * channels, kh * out)
+    products = _matmul(jnp.concatenate(columns, -1), taps)
+    rows = _windows(products, (kh, 1), (1, 1), (padding[0], no_padding))
+    return sum(row[..., i * out : (i + 1) * out] for i, row in enumerate(rows))
+  if (kh, kw) == tuple(strides) and not any(map(any, padding)):
+    patches = _patches(images, kh, kw)
+  else:
+    windows = _windows(images, (kh, kw), strides, padding)
+    if channels == 1 and groups == out > 1:
+      taps = kernel.reshape(kh * kw, out)
+      return sum(x * tap for x, tap in zip(windows, taps, strict=True))
+    patches = jnp.concatenate(windows, -1)
   if groups == 1:
-    patches = slices[0] if len(slices) == 1 else jnp.concatenate(slices, -1)
-    return patches @ kernel.reshape(kh * kw * channels, out)
-  if channels == 1 and groups == out:
-    taps = kernel.reshape(kh * kw, out)
-    return sum(x * tap for x, tap in zip(slices, taps, strict=True))
-  slices = [x.reshape(*x.shape[:-1], groups, channels) for x in slices]
-  taps = kernel.reshape(kh * kw * channels, groups, out // groups)
-  output = jnp.einsum("nhwgc,cgd->nhwgd", jnp.concatenate(slices, -1), taps)
-  return output.reshape(*output.shape[:-2], out)
+    return _matmul(patches, kernel.reshape(-1, out))
+  output = jnp.einsum(
+    "nhwkgc,kcgd->nhwgd",
+    patches.reshape(*patches.shape[:3], kh * kw, groups, channels),
+    kernel.reshape(kh * kw, channels, groups, out // groups),
+  )
+  return output.reshape(*output.shape[:3], out)
+
+
+def _matmul(x, matrix):
+  """x @ matrix, in two dimensions: for more, XLA would transpose for grad."""
+  output = x.reshape(-1, x.shape[-1]) @ matrix
+  return output.reshape(*x.shape[:-1], matrix.shape[-1])
+
+
+def _shifted(x, axis, size, stride):
+  """What each position of a window along an axis sees, in order."""
+  span = stride * ((x.shape[axis] - size) // stride) + 1
+  return [
+    jax.lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)
+  ]
+
+
+def _windows(images, size, strides, padding):
+  """What every position of a window sees, row by row."""
+  images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+  return [
+    x
+    for rows in _shifted(images, 1, size[0], strides[0])
+    for x in _shifted(rows, 2, size[1], strides[1])
+  ]
+
+
+def _patches(images, kh, kw):
+  """Windows that do not overlap, flattened: a mere reshape."""
+  n, height, width, channels = images.shape
+  height, width = height // kh, width // kw
+  images = images[:, : height * kh, : width * kw]
+  images = images.reshape(n, height, kh, width, kw, channels)
+  images = images.swapaxes(2, 3)
+  return images.reshape(n, height, width, kh * kw * channels)
+
+
+def max_pool(
+  images: jax.Array,
+  window: tuple[int, int],
+  *,
+  strides: tuple[int, int],
+  padding: Padding = ((0, 0), (0, 0)),
+) -> jax.Array:
+  """Maximum over windows; the first of equal ones receives the gradient.
+
+  That is the rule of ``flax.linen.max_pool`` and of PyTorch. On the CPU, where
+  XLA's gradient is slow, maxima of columns and then of rows are taken.
+
+  Args:
+    images: ``[N, H, W, C]``, floating point.
+    window: Rows and columns.
+    strides: Step of the window in rows and columns.
+    padding: Minus infinities ``(before, after)`` in rows and columns.
+
+  Returns:
+    ``[N, H', W', C]``.
+  """
+  return jax.lax.platform_dependent(
+    images,
+    cpu=lambda x: _max_pool_by_axis(x, window, strides, padding),
+    default=lambda x: nn.max_pool(x, window, strides, padding),
+  )
+
+
+def _max_pool_by_axis(x, window, strides, padding):
+  def later_if_greater(first, later):
+    return jnp.where((later > first) | jnp.isnan(later), later, first)
+
+  zeros = (0, 0)
+  pads = ((zeros, padding[0], zeros, zeros), (zeros, zeros, padding[1], zeros))
+  for axis in (2, 1):
+    x = jnp.pad(x, pads[axis - 1], constant_values=-jnp.inf)
+    shifted = _shifted(x, axis, window[axis - 1], strides[axis - 1])
+    x = functools.reduce(later_if_greater, shifted)
+  return x
 
 
 def same_padding(
@@ -191,5 +274,7 @@ class BatchNorm(nn.Module):
         running_var.value = keep * running_var.value + (1 - keep) * unbiased
     else:
       mean, var = running_mean.value, running_var.value
-    normalised = (x - mean) * (scale * jax.lax.rsqrt(var + self.epsilon))
-    return (normalised + bias).astype(self.dtype)
+    # A factor and a term for each channel: its gradient needs x alone, where
+    # that of (x - mean) * factor would keep x - mean as well.
+    factor = scale * jax.lax.rsqrt(var + self.epsilon)
+    return (x * factor + (bias - mean * factor)).astype(self.dtype)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from synguide_jax.models.base import pool
-from synguide_jax.models.layers import BatchNorm, Conv
+from synguide_jax.models.layers import BatchNorm, Conv, max_pool
 
 
 class Block(nn.Module):
@@ -89,7 +89,7 @@ class ResNet(nn.Module):
     )(images)
     x = nn.relu(BatchNorm(train, dtype=self.dtype, name="stem_norm")(x))
     if not self.small_images:
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+      x = max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     features = {}
     for number, blocks in enumerate(self.blocks, start=1):
       for block in range(blocks):
