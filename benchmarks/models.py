@@ -75,7 +75,8 @@ def torch_step(name, size, batch):
   from benchmarks import torch_networks
 
   torch.set_num_threads(THREADS)
-  network = torch_networks.create(name, NUM_CLASSES)
+  network = torch_networks.ResNet(NUM_CLASSES, **models.MODELS[name].options)
+  network = network.to(memory_format=torch.channels_last)
   images = torch.rand(batch, 3, size, size)
   images = images.to(memory_format=torch.channels_last)
   labels = torch.arange(batch) % NUM_CLASSES

@@ -65,7 +65,14 @@ def train(
 
 
 def best_run(results: Mapping[str, Any]) -> int:
-  """Number of the finished run with the highest validation accuracy."""
+  """Number of the run with the highest validation accuracy.
+
+  Args:
+    results: The contents of results.json.
+
+  Returns:
+    Its number; without validation, that of the first run that is finite.
+  """
   accuracy = results.get("validation", {}).get("accuracy", {}).get("runs")
   runs = [run for run in results["runs"] if str(run) not in results["diverged"]]
   if not accuracy:
@@ -76,6 +83,9 @@ def best_run(results: Mapping[str, Any]) -> int:
 def load_classifier(workdir: Path, results: Mapping[str, Any], run: int) -> Any:
   """Loads the classifier that a finished experiment selected.
 
+  The images and weights that its config names are loaded as well, and those
+  that a spec makes are made again if they are not in the cache any more.
+
   Args:
     workdir: Its folder.
     results: The contents of its results.json.
@@ -85,8 +95,8 @@ def load_classifier(workdir: Path, results: Mapping[str, Any], run: int) -> Any:
     A :class:`synguide_jax.models.pretrained.Pretrained`.
 
   Raises:
-    UserError: if there is no such run, it diverged, or its images or weights
-      are not there any more.
+    UserError: if there is no such run, it diverged, or what the config names
+      is not there any more.
   """
   if run not in results["runs"]:
     raise UserError(f"{workdir} has no run {run}, only {results['runs']}.")

@@ -13,6 +13,7 @@ jax.export, that needs none of our code).
 from pathlib import Path
 
 from absl import flags
+import safetensors
 
 from synguide_jax import console, experiment, workdir
 from synguide_jax.console import say
@@ -51,8 +52,8 @@ def main() -> int:
     path = output / name
     try:
       export.FORMATS[name](classifier, path, results["data"]["class_names"])
-    except OSError as error:
-      raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+    except (OSError, safetensors.SafetensorError) as error:
+      raise UserError(f"Cannot write {path}: {error}") from error
     say(f"  {path}: {', '.join(sorted(p.name for p in path.iterdir()))}")
   return 0
 

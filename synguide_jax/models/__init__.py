@@ -22,9 +22,6 @@ from synguide_jax.models.wide_resnet import WideResNet
 
 __all__ = ["MODELS", "Model", "Output", "Preprocessing", "create", "pool"]
 
-_THREE = ("stage1", "stage2", "stage3", "embedding")
-_FOUR = ("stage1", "stage2", "stage3", "stage4", "embedding")
-
 _CIFAR = Preprocessing(
   (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), size=32
 )
@@ -41,14 +38,13 @@ _CLIP = Preprocessing(
 def _resnet(blocks, bottleneck, **options) -> Architecture:
   return Architecture(
     ResNet,
-    _FOUR if len(blocks) == 4 else _THREE,
     {"blocks": blocks, "bottleneck": bottleneck, **options},
     _CIFAR if options.get("small_images") else IMAGENET,
   )
 
 
 def _vit(preprocessing, **options) -> Architecture:
-  return Architecture(VisionTransformer, _FOUR, options, preprocessing)
+  return Architecture(VisionTransformer, options, preprocessing)
 
 
 def _dinov2(**options) -> Architecture:
@@ -65,7 +61,7 @@ def _dinov2(**options) -> Architecture:
 _SMALL_VIT = {"width": 384, "heads": 6, "mlp_width": 1536}
 
 MODELS: dict[str, Architecture] = {
-  "small_cnn": Architecture(SmallCNN, _THREE),
+  "small_cnn": Architecture(SmallCNN),
   # torchvision's.
   "resnet18": _resnet((2, 2, 2, 2), False),
   "resnet34": _resnet((3, 4, 6, 3), False),
@@ -78,10 +74,10 @@ MODELS: dict[str, Architecture] = {
   "cifar_resnet_narrow50": _resnet(
     (8, 8, 8), True, small_images=True, width=16
   ),
-  "wide_resnet28_10": Architecture(WideResNet, _THREE, {}, _CIFAR),
+  "wide_resnet28_10": Architecture(WideResNet, {}, _CIFAR),
   # With TensorFlow's padding: padding="same", epsilon=1e-3.
-  "mobilenet_v2": Architecture(MobileNetV2, _FOUR, {}, _HALF),
-  "efficientnet_b0": Architecture(EfficientNet, _FOUR, {}, IMAGENET),
+  "mobilenet_v2": Architecture(MobileNetV2, {}, _HALF),
+  "efficientnet_b0": Architecture(EfficientNet, {}, IMAGENET),
   "vit_small_patch16": _vit(_HALF, **_SMALL_VIT),
   "vit_base_patch16": _vit(_HALF),
   # Frozen networks that users reach for.
@@ -127,6 +123,8 @@ def create(
     )
   if dtype not in ("float32", "bfloat16"):
     raise UserError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'.")
+  if channels not in (1, 3):
+    raise UserError(f"channels={channels!r} must be 1 or 3.")
   preprocessing = preprocessing or Preprocessing()
   for field in ("mean", "std"):
     count = len(getattr(preprocessing, field))
@@ -152,7 +150,6 @@ def create(
       "dtype": dtype,
       **options,
     },
-    stages=architecture.stages,
     preprocessing=preprocessing,
     module=module,
   )

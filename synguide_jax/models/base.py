@@ -15,6 +15,9 @@ from synguide_jax.errors import UserError
 
 Variables = dict[str, Any]
 
+# Of images that are resized, by their names in jax.image.resize.
+INTERPOLATIONS = ("nearest", "bilinear", "cubic", "lanczos3")
+
 
 @flax.struct.dataclass
 class Output:
@@ -50,7 +53,7 @@ class Preprocessing:
     mean: Subtracted per channel, in units of [0, 1] images.
     std: Divided by per channel, likewise.
     size: Side in pixels that images are resized to, or None to keep theirs.
-    interpolation: As in ``jax.image.resize``, antialiased when it shrinks, as
+    interpolation: One of ``INTERPOLATIONS``, antialiased when it shrinks, as
       Pillow does.
     channel_order: "RGB" or "BGR".
   """
@@ -61,11 +64,39 @@ class Preprocessing:
   interpolation: str = "bilinear"
   channel_order: str = "RGB"
 
+  def __post_init__(self):
+    numbers = (int, float)
+    for field in ("mean", "std"):
+      values = getattr(self, field)
+      if not values or not all(isinstance(value, numbers) for value in values):
+        raise UserError(f"preprocessing: {field}={values!r} must be numbers.")
+    if not all(self.std):
+      raise UserError(f"preprocessing: std={self.std!r} must not be 0.")
+    whole = type(self.size) is int and self.size > 0
+    if self.size is not None and not whole:
+      raise UserError(f"preprocessing: size={self.size!r} must be positive.")
+    if self.interpolation not in INTERPOLATIONS:
+      raise UserError(
+        f"preprocessing: interpolation={self.interpolation!r} must be one of "
+        f"{', '.join(INTERPOLATIONS)}."
+      )
+    if self.channel_order not in ("RGB", "BGR"):
+      raise UserError(
+        f"preprocessing: channel_order={self.channel_order!r} must be RGB or "
+        "BGR."
+      )
+
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps images in [0, 1] to the network's input."""
-    if self.size is not None and images.shape[-3:-1] != (self.size,) * 2:
-      shape = (*images.shape[:-3], self.size, self.size, images.shape[-1])
-      images = jax.image.resize(images, shape, self.interpolation)
+    if self.size is not None:
+      # Rows and then columns, and nothing beyond black and white in between:
+      # cubic interpolation overshoots, and Pillow clips it so.
+      for axis in (-2, -3):
+        shape = list(images.shape)
+        shape[axis] = self.size
+        if tuple(shape) != images.shape:
+          images = jax.image.resize(images, shape, self.interpolation)
+          images = jnp.clip(images, 0, 1)
     if self.channel_order == "BGR":
       images = images[..., ::-1]
     mean, std = (jnp.asarray(v, images.dtype) for v in (self.mean, self.std))
@@ -82,15 +113,14 @@ class Architecture:
   """What a name in the registry stands for.
 
   Attributes:
-    module: The network's class.
-    stages: Names of its feature maps, from input to output.
+    module: The network's class; its property ``stages`` names its feature
+      maps, from input to output.
     options: Fields of the class in which the name differs from its defaults.
     preprocessing: What its published weights expect, where nothing else is
       said.
   """
 
   module: type[nn.Module]
-  stages: tuple[str, ...]
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
   preprocessing: Preprocessing = Preprocessing()
 
@@ -102,16 +132,19 @@ class Model:
   Attributes:
     name: Registered name.
     options: What the network was made with, plain data.
-    stages: Names of its feature maps, from input to output.
     preprocessing: Applied to the images first.
     module: The network itself.
   """
 
   name: str
   options: dict[str, Any]
-  stages: tuple[str, ...]
   preprocessing: Preprocessing
   module: Any
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of its feature maps, from input to output."""
+    return self.module.stages
 
   def init(self, key: jax.Array, images: jax.Array) -> Variables:
     """Returns ``{"params": ..., "batch_stats": ...}`` (the latter if any)."""
@@ -138,7 +171,12 @@ class Model:
 
     Returns:
       An :class:`Output`.
+
+    Raises:
+      UserError: for images of other channels or a stage that there is not.
     """
+    if upto is not None:
+      self.stage(upto)
     (logits, features), updated = self.module.apply(
       variables,
       self._prepared(images),

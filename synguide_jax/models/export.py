@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import safetensors.numpy
 
 from synguide_jax.errors import UserError
-from synguide_jax.models import hub
+from synguide_jax.models import hub, processors
 from synguide_jax.models.namings import namings, to_tensors
 from synguide_jax.models.pretrained import Pretrained, save_pretrained
 
@@ -30,6 +30,18 @@ def _write_json(path: Path, contents: dict) -> None:
   path.write_text(json.dumps(contents, indent=2) + "\n")
 
 
+def _transformers_configs(
+  classifier: Pretrained, class_names: Sequence[str]
+) -> tuple[dict, dict]:
+  """Returns config.json and preprocessor_config.json."""
+  model = classifier.model
+  return hub.to_transformers(
+    model, tuple(class_names)
+  ), processors.to_transformers(
+    model.preprocessing, model.options["channels"], classifier.image_shape[0]
+  )
+
+
 def to_transformers(
   classifier: Pretrained, folder: Path, class_names: Sequence[str]
 ) -> None:
@@ -44,11 +56,7 @@ def to_transformers(
   Raises:
     UserError: if transformers has no such network.
   """
-  model = classifier.model
-  config = hub.to_transformers(model, tuple(class_names))
-  preprocessor = hub.preprocessing_to_transformers(
-    model.preprocessing, model.options["channels"], classifier.image_shape[0]
-  )
+  config, preprocessor = _transformers_configs(classifier, class_names)
   tensors = _named(classifier, "transformers")
   folder.mkdir(parents=True, exist_ok=True)
   # transformers asks for the framework.
@@ -157,7 +165,7 @@ FORMATS: dict[str, Writer] = {
 def default_formats(classifier: Pretrained) -> tuple[str, ...]:
   """The most widely read format of weights that has the network; StableHLO."""
   try:
-    hub.to_transformers(classifier.model, ())
+    _transformers_configs(classifier, ())
     weights = "transformers"
   except UserError:
     known = namings(classifier.model)

@@ -1,4 +1,4 @@
-"""What the hub's config.json and preprocessor_config.json say, both ways.
+"""What the hub's config.json says of a network, both ways.
 
 transformers and timm describe an architecture by fields of their own; here they
 become a name in the registry and options, and back. A field whose value would
@@ -12,29 +12,29 @@ from typing import Any
 
 from synguide_jax.errors import UserError
 from synguide_jax.models import MODELS
-from synguide_jax.models.base import Model, Preprocessing
+from synguide_jax.models.base import Model
 from synguide_jax.models.mobilenet import (
   EfficientNet,
+  InvertedResiduals,
   MobileNetV2,
   round_channels,
 )
 from synguide_jax.models.resnet import ResNet
-from synguide_jax.models.vit import VisionTransformer
+from synguide_jax.models.vit import ACTIVATIONS, VisionTransformer
 
 Config = Mapping[str, Any]
-# As in Pillow, whose numbers the files hold.
-_RESAMPLE = {0: "nearest", 1: "lanczos3", 2: "bilinear", 3: "cubic"}
-# timm's words for them.
-_TIMM_INTERPOLATION = {
-  "nearest": "nearest",
-  "lanczos": "lanczos3",
-  "bilinear": "bilinear",
-  "bicubic": "cubic",
-}
 
 
 def registered(module: type, options: dict[str, Any]) -> tuple[str, dict]:
-  """Returns the registered network nearest to options, and what differs."""
+  """Returns the registered network nearest to options, and what differs.
+
+  Args:
+    module: Class of the network.
+    options: Fields of the class; those left out have its defaults.
+
+  Returns:
+    Name in the registry, and the options in which the network differs.
+  """
   fields = {
     field.name: field.default
     for field in dataclasses.fields(module)
@@ -79,14 +79,21 @@ def from_transformers(config: Config, of: str) -> tuple[str, dict[str, Any]]:
       f"{', '.join(sorted(_TRANSFORMERS))}."
     )
   module, read = _TRANSFORMERS[kind]
-  try:
-    options = read(config, of)
-  except (KeyError, TypeError) as error:
-    raise UserError(f"{of} lacks or garbles the field {error}.") from error
+  options = read(config, of)
   name, options = registered(module, options)
-  tower = config.get("vision_config", config)
-  options["channels"] = tower.get("num_channels", 3)
+  options["channels"] = _image_tower(config).get("num_channels", 3)
   return name, options
+
+
+def _image_tower(config: Config) -> Config:
+  """The part of CLIP's config that is of images; else the whole."""
+  if "vision_config" not in config and "vision_config_dict" not in config:
+    return config
+  # In old files the second one overrides the first.
+  return {
+    **(config.get("vision_config") or {}),
+    **(config.get("vision_config_dict") or {}),
+  }
 
 
 def _read_resnet(config, of):
@@ -98,6 +105,8 @@ def _read_resnet(config, of):
     downsample_in_bottleneck=False,
   )
   bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
+  if not bottleneck:
+    _require(config, of, layer_type="basic")
   width, blocks = config["embedding_size"], tuple(config["depths"])
   expansion = 4 if bottleneck else 1
   sizes = [expansion * width * 2**stage for stage in range(len(blocks))]
@@ -114,8 +123,7 @@ def _read_mobilenet_v2(config, of):
     **{"output_stride": 32, "finegrained_output": True},
   )
   width = float(config.get("depth_multiplier", 1.0))
-  if not _skips_alike(width):
-    raise UserError(f"{of}: depth_multiplier={width} is not supported.")
+  _check_width(MobileNetV2, width, of, "depth_multiplier")
   return {
     "width": width,
     "padding": "same" if config.get("tf_padding", True) else "torch",
@@ -123,13 +131,26 @@ def _read_mobilenet_v2(config, of):
   }
 
 
-def _skips_alike(width: float) -> bool:
-  """Whether transformers' MobileNetV2 is the original.
+def _skips_alike(module: type[InvertedResiduals], width: float) -> bool:
+  """Whether transformers' network is the original.
 
-  Where the first block is as wide as the stem, as with width 0.25, the original
-  has a residual connection and transformers has none.
+  Where a group of blocks neither changes the side nor the channels, as the
+  first with width 0.25, its first block has a residual connection in the
+  original and none in transformers.
   """
-  return round_channels(32 * width) != round_channels(16 * width)
+  channels = [32, *(group[1] for group in module.GROUPS)]
+  rounded = [round_channels(c * width) for c in channels]
+  return not any(
+    group[3] == 1 and before == after
+    for group, before, after in zip(
+      module.GROUPS, rounded[:-1], rounded[1:], strict=True
+    )
+  )
+
+
+def _check_width(module, width, of, field):
+  if not _skips_alike(module, width):
+    raise UserError(f"{of}: {field}={width} is not supported.")
 
 
 def _read_efficientnet(config, of):
@@ -145,8 +166,10 @@ def _read_efficientnet(config, of):
     strides=[group[3] for group in groups],
     kernel_sizes=[group[4] for group in groups],
   )
+  width = float(config["width_coefficient"])
+  _check_width(EfficientNet, width, of, "width_coefficient")
   return {
-    "width": float(config["width_coefficient"]),
+    "width": width,
     "depth": float(config["depth_coefficient"]),
     "padding": "keras",
     "epsilon": config.get("batch_norm_eps", 1e-3),
@@ -158,6 +181,11 @@ def _read_efficientnet(config, of):
 def _read_vit(config, of, **defaults):
   config = {**defaults, **config}
   _require(config, of, qkv_bias=True)
+  if config["hidden_act"] not in ACTIVATIONS:
+    raise UserError(
+      f"{of}: hidden_act={config['hidden_act']!r} is not supported, only "
+      f"{', '.join(ACTIVATIONS)}."
+    )
   return {
     "width": config["hidden_size"],
     "depth": config["num_hidden_layers"],
@@ -170,13 +198,8 @@ def _read_vit(config, of, **defaults):
   }
 
 
-def _read_vit_classifier(config, of):
-  _require(config, of, hidden_act="gelu")
-  return _read_vit(config, of)
-
-
 def _read_dinov2(config, of):
-  _require(config, of, hidden_act="gelu", use_swiglu_ffn=False)
+  _require(config, of, use_swiglu_ffn=False)
   width = config["hidden_size"] * config.get("mlp_ratio", 4)
   return {
     **_read_vit(config, of, intermediate_size=width),
@@ -188,7 +211,7 @@ def _read_dinov2(config, of):
 def _read_clip(config, of):
   # The whole of CLIP, or only its image tower. Files leave out what is as in
   # transformers' defaults.
-  tower = config.get("vision_config", config)
+  tower = _image_tower(config)
   projection = config.get("projection_dim", 512)
   if config.get("architectures") == ["CLIPVisionModel"]:
     projection = 0
@@ -206,7 +229,7 @@ _TRANSFORMERS: dict[str, tuple[type, Callable[[Config, str], dict]]] = {
   "resnet": (ResNet, _read_resnet),
   "mobilenet_v2": (MobileNetV2, _read_mobilenet_v2),
   "efficientnet": (EfficientNet, _read_efficientnet),
-  "vit": (VisionTransformer, _read_vit_classifier),
+  "vit": (VisionTransformer, _read_vit),
   "dinov2": (VisionTransformer, _read_dinov2),
   "clip": (VisionTransformer, _read_clip),
   "clip_vision_model": (VisionTransformer, _read_clip),
@@ -237,9 +260,21 @@ _TIMM: dict[str, Callable[[re.Match[str]], tuple[str, dict[str, Any]]]] = {
 
 
 def from_timm(config: Config, of: str) -> tuple[str, dict[str, Any]]:
-  """Reads a timm config; as `from_transformers`."""
+  """Reads a timm config.
+
+  Args:
+    config: Contents of config.json.
+    of: Its name, for messages.
+
+  Returns:
+    Name in the registry, and the arguments of `models.create`.
+
+  Raises:
+    UserError: for an architecture or a field that is not supported.
+  """
   architecture = config["architecture"]
-  _require(config, of, model_args={})
+  pooled = "token" if architecture.startswith("vit") else "avg"
+  _require(config, of, model_args={}, global_pool=pooled)
   for pattern, ours in _TIMM.items():
     if match := re.fullmatch(pattern, architecture):
       name, options = ours(match)
@@ -249,78 +284,6 @@ def from_timm(config: Config, of: str) -> tuple[str, dict[str, Any]]:
     f"{of}: architecture={architecture!r} is not supported; supported: "
     f"{', '.join(_TIMM)}."
   )
-
-
-def preprocessing_from_transformers(config: Config, of: str) -> Preprocessing:
-  """Reads preprocessor_config.json.
-
-  An image is resized to the side that the network sees at once; the centre crop
-  of photographs that some processors do is not, it would cut an augmented image
-  a second time.
-
-  Args:
-    config: Its contents.
-    of: Its name, for messages.
-
-  Returns:
-    The preprocessing of images in [0, 1].
-
-  Raises:
-    UserError: for a field that cannot be read.
-  """
-  size, interpolation = None, "bilinear"
-  if config.get("do_resize", True):
-    cropped = config.get("do_center_crop", False) and "crop_size" in config
-    size = _side(config.get("crop_size" if cropped else "size"), of)
-    resample = config.get("resample", 2)
-    if resample not in _RESAMPLE:
-      raise UserError(f"{of}: resample={resample!r} is not supported.")
-    interpolation = _RESAMPLE[resample]
-  # What images of 0 ... 1 become: factor * x - shift, and then normalised.
-  factor, shift = 255.0, 0.0
-  if config.get("do_rescale", True):
-    factor = 255 * config.get("rescale_factor", 1 / 255)
-    shift = 1.0 if config.get("rescale_offset", False) else 0.0
-  mean, std = [0.0], [1.0]
-  if config.get("do_normalize", True):
-    try:
-      mean, std = config["image_mean"], config["image_std"]
-    except KeyError as error:
-      raise UserError(f"{of} lacks the field {error}.") from error
-    if config.get("include_top", False):
-      # EfficientNet's divides twice.
-      std = [s * s for s in std]
-  return Preprocessing(
-    mean=tuple(round((m + shift) / factor, 9) for m in mean),
-    std=tuple(round(s / factor, 9) for s in std),
-    size=size,
-    interpolation=interpolation,
-    channel_order="BGR" if config.get("do_flip_channel_order") else "RGB",
-  )
-
-
-def _side(size: Any, of: str) -> int:
-  if isinstance(size, Mapping):
-    sides = {size[k] for k in ("height", "width", "shortest_edge") if k in size}
-    size = sides.pop() if len(sides) == 1 else None
-  if not isinstance(size, int):
-    raise UserError(f"{of}: the size of images cannot be read from it.")
-  return size
-
-
-def preprocessing_from_timm(config: Config, of: str) -> Preprocessing:
-  """Reads the pretrained_cfg of a timm config."""
-  try:
-    return Preprocessing(
-      mean=tuple(config["mean"]),
-      std=tuple(config["std"]),
-      size=config["input_size"][-1],
-      interpolation=_TIMM_INTERPOLATION[config["interpolation"]],
-    )
-  except (KeyError, TypeError) as error:
-    raise UserError(
-      f"{of}: pretrained_cfg lacks or garbles {error}."
-    ) from error
 
 
 def to_transformers(model: Model, class_names: tuple[str, ...]) -> dict:
@@ -377,7 +340,7 @@ def _write_resnet(module: ResNet) -> _Written:
 
 
 def _write_mobilenet_v2(module: MobileNetV2) -> _Written:
-  if module.padding == "keras" or not _skips_alike(module.width):
+  if module.padding == "keras" or not _skips_alike(MobileNetV2, module.width):
     return None
   return (
     "mobilenet_v2",
@@ -392,7 +355,7 @@ def _write_mobilenet_v2(module: MobileNetV2) -> _Written:
 
 
 def _write_efficientnet(module: EfficientNet) -> _Written:
-  if module.padding != "keras":
+  if module.padding != "keras" or not _skips_alike(EfficientNet, module.width):
     return None
   return (
     "efficientnet",
@@ -422,9 +385,9 @@ def _write_vit(module: VisionTransformer) -> _Written:
   if kind == (False, False, "class"):
     fields["intermediate_size"] = module.mlp_width
     return "vit", "ViT", fields
-  if kind == (False, True, "class_mean"):
+  ratio, rest = divmod(module.mlp_width, module.width)
+  if kind == (False, True, "class_mean") and not rest:
     # What masked patches become in DINOv2's own training is not kept.
-    ratio = module.mlp_width // module.width
     fields |= {"mlp_ratio": ratio, "use_mask_token": False}
     return "dinov2", "Dinov2", fields
   return None
@@ -436,43 +399,3 @@ _WRITERS: dict[type, Callable[[Any], _Written]] = {
   EfficientNet: _write_efficientnet,
   VisionTransformer: _write_vit,
 }
-
-
-def preprocessing_to_transformers(
-  preprocessing: Preprocessing, channels: int, image_size: int
-) -> dict[str, Any]:
-  """Returns the preprocessor_config.json of ``preprocessing``.
-
-  Args:
-    preprocessing: The network's.
-    channels: Of the images.
-    image_size: Side of the images that are not resized further, pixels.
-
-  Returns:
-    The config; `preprocessing_from_transformers` is its inverse.
-
-  Raises:
-    UserError: if the channels are swapped, which the processor does not do.
-  """
-  if preprocessing.channel_order != "RGB":
-    raise UserError(
-      "transformers' ViTImageProcessor keeps channels in order, but this "
-      f"network wants {preprocessing.channel_order}."
-    )
-  side = preprocessing.size or image_size
-  resample = {name: number for number, name in _RESAMPLE.items()}
-
-  def each(values):
-    return list(values) * (channels if len(values) == 1 else 1)
-
-  return {
-    "image_processor_type": "ViTImageProcessor",
-    "do_resize": True,
-    "size": {"height": side, "width": side},
-    "resample": resample[preprocessing.interpolation],
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": each(preprocessing.mean),
-    "image_std": each(preprocessing.std),
-  }

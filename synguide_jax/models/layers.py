@@ -27,9 +27,10 @@ def conv2d(
 ) -> jax.Array:
   """Two-dimensional convolution, lowered to what the platform does well.
 
-  On GPU and TPU this is ``jax.lax.conv_general_dilated``. On the CPU it is one
-  matrix product, because there XLA computes the gradients of kernels slowly,
-  and everything under a vmap over runs, where convolutions become grouped ones.
+  On GPU and TPU this is ``jax.lax.conv_general_dilated``. On the CPU it is a
+  matrix product, or a sum of products with single taps if it is depthwise,
+  because there XLA computes the gradients of kernels slowly, and everything
+  under a vmap over runs, where convolutions become grouped ones.
 
   Args:
     images: ``[N, H, W, C]``.
@@ -99,7 +100,7 @@ def _matmul(x, matrix):
 
 def _shifted(x, axis, size, stride):
   """What each position of a window along an axis sees, in order."""
-  span = stride * ((x.shape[axis] - size) // stride) + 1
+  span = max(stride * ((x.shape[axis] - size) // stride) + 1, 0)
   return [
     jax.lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)
   ]
@@ -278,3 +279,37 @@ class BatchNorm(nn.Module):
     # that of (x - mean) * factor would keep x - mean as well.
     factor = scale * jax.lax.rsqrt(var + self.epsilon)
     return (x * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+def numbered_stages(count: int) -> tuple[str, ...]:
+  """Returns ``("stage1", ..., "embedding")``, for ``count`` stages."""
+  return (*(f"stage{number}" for number in range(1, count + 1)), "embedding")
+
+
+def classify(
+  features: dict[str, jax.Array],
+  embedding: jax.Array,
+  *,
+  num_classes: int,
+  upto: str | None,
+  dropout: float = 0.0,
+  train: bool = False,
+) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+  """Ends a network, inside its compact method; its head is named "head".
+
+  Args:
+    features: The stages' maps; gets the embedding.
+    embedding: What the head sees, ``[N, C]``.
+    num_classes: Number of logits; 0: no head.
+    upto: Name of the last stage to compute, or None.
+    dropout: Rate before the head.
+    train: Whether dropout is on.
+
+  Returns:
+    Logits ``[N, num_classes]``, or None, and the features.
+  """
+  features["embedding"] = embedding
+  if upto == "embedding" or not num_classes:
+    return None, features
+  embedding = nn.Dropout(dropout, deterministic=not train)(embedding)
+  return nn.Dense(num_classes, name="head")(embedding), features

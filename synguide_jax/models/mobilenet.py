@@ -26,7 +26,12 @@ import jax.numpy as jnp
 
 from synguide_jax.errors import UserError
 from synguide_jax.models.base import pool
-from synguide_jax.models.layers import BatchNorm, Conv
+from synguide_jax.models.layers import (
+  BatchNorm,
+  classify,
+  Conv,
+  numbered_stages,
+)
 
 PADDINGS = ("torch", "same", "keras")
 
@@ -142,6 +147,11 @@ class InvertedResiduals(nn.Module):
     """Channels of the last convolution."""
     return round_channels(1280 * self.width)
 
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, from input to output."""
+    return numbered_stages(4)
+
   @nn.compact
   def __call__(
     self, images: jax.Array, *, train: bool, upto: str | None = None
@@ -180,11 +190,14 @@ class InvertedResiduals(nn.Module):
           return None, features
     x = conv(self.final, 1, name="final_conv")(x)
     x = activation(norm(name="final_norm")(x))
-    features["embedding"] = pool(x)
-    if upto == "embedding" or not self.num_classes:
-      return None, features
-    dropped = nn.Dropout(self.dropout, deterministic=not train)(pool(x))
-    return nn.Dense(self.num_classes, name="head")(dropped), features
+    return classify(
+      features,
+      pool(x),
+      num_classes=self.num_classes,
+      upto=upto,
+      dropout=self.dropout,
+      train=train,
+    )
 
   def _padding(self, kernel_size: int, stride: int) -> Any:
     if self.padding not in PADDINGS:

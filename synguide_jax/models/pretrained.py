@@ -7,11 +7,13 @@ A spec is one of
 * a folder as the hub has them: config.json and model.safetensors (or
   pytorch_model.bin), of transformers, timm or `save_pretrained`; with
   preprocessor_config.json, from transformers.
-* a file: .safetensors, or a state dict of PyTorch (.pth, .pt, .bin), read
-  without unpickling anything but tensors. Which network it is of is found from
-  the names and shapes of its tensors.
+* a file of a ResNet: .safetensors, or a state dict of PyTorch (.pth, .pt,
+  .bin), read without unpickling anything but tensors. Which ResNet it is of is
+  found from the names and shapes of its tensors.
 """
 
+from collections.abc import Mapping
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -25,7 +27,7 @@ import safetensors.numpy
 
 from synguide_jax import models
 from synguide_jax.errors import UserError
-from synguide_jax.models import hub
+from synguide_jax.models import hub, processors
 from synguide_jax.models.base import Model, Preprocessing, Variables
 from synguide_jax.models.namings import (
   few,
@@ -36,6 +38,7 @@ from synguide_jax.models.namings import (
   tensor_shapes,
   Tensors,
 )
+from synguide_jax.models.resnet import ResNet
 from synguide_jax.models.weight_files import read_json, read_tensors
 
 _MODEL_TYPE = "synguide_jax"
@@ -57,7 +60,12 @@ class Pretrained:
   image_shape: tuple[int, int, int]
 
   def with_head(self, num_classes: int, key: jax.Array) -> "Pretrained":
-    """Returns the network with a new, untrained head."""
+    """Returns the network with a new, untrained head.
+
+    Args:
+      num_classes: Number of logits.
+      key: What it is drawn from.
+    """
     model = with_options(self.model, num_classes=num_classes)
     images = jnp.zeros((1, *self.image_shape))
     fresh = jax.jit(model.init)(key, images)
@@ -67,7 +75,15 @@ class Pretrained:
 
 
 def with_options(model: Model, **options: Any) -> Model:
-  """Returns ``model`` with other options; arguments as of `models.create`."""
+  """Returns a network with some of its options changed.
+
+  Args:
+    model: The network.
+    **options: Arguments of `models.create`.
+
+  Raises:
+    UserError: as `models.create`.
+  """
   return models.create(
     model.name,
     **{
@@ -110,6 +126,8 @@ def load_pretrained(
     path = _download(spec)
   else:
     path = Path(spec).expanduser()
+  if path.name == _SAFETENSORS and (path.parent / "config.json").is_file():
+    path = path.parent
   if path.is_dir():
     found = _load_folder(path)
   elif path.is_file():
@@ -143,9 +161,9 @@ def _download(spec: str) -> Path:
     if not (folder / _SAFETENSORS).is_file():
       folder = download("pytorch_model.bin")
     return folder
-  except (OSError, ValueError) as error:
-    # What huggingface_hub raises: no such repository or revision, no access,
-    # no network and nothing in the cache, a garbled name.
+  except Exception as error:
+    # No such repository or revision, no access, no network and nothing in the
+    # cache, a garbled name: it has an exception for each, of several libraries.
     reason = " ".join(str(error).split())
     raise UserError(
       f"{spec} can be had neither from the Hugging Face hub nor from its "
@@ -157,59 +175,104 @@ def _download(spec: str) -> Path:
 def _load_folder(folder: Path) -> Pretrained:
   config_file = folder / "config.json"
   config = read_json(config_file)
-  weights = next(
-    (
-      folder / name
-      for name in (_SAFETENSORS, "pytorch_model.bin")
-      if (folder / name).is_file()
-    ),
-    None,
-  )
+  names = (_SAFETENSORS, "pytorch_model.bin")
+  weights = next((folder / n for n in names if (folder / n).is_file()), None)
   if weights is None:
     raise UserError(f"{folder} has no {_SAFETENSORS}.")
   tensors = read_tensors(weights)
   if config.get("model_type") == _MODEL_TYPE:
-    return _load_own(config, tensors, config_file, weights)
-  if "model_type" in config:
-    library = "transformers"
-    name, options = hub.from_transformers(config, str(config_file))
-    preprocessing = _preprocessing(folder, name)
-  elif "architecture" in config:
-    library = "timm"
-    name, options = hub.from_timm(config, str(config_file))
-    preprocessing = hub.preprocessing_from_timm(
-      config.get("pretrained_cfg"), str(config_file)
-    )
-  else:
-    raise UserError(
-      f"{config_file} has neither model_type (transformers, synguide_jax) nor "
-      "architecture (timm)."
-    )
+    with _reading(config_file):
+      model, image_shape = _own_model(config)
+      expected = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, *image_shape))
+      )
+    variables = flax.traverse_util.unflatten_dict(tensors, sep="/")
+    _check_shapes(variables, expected, of=str(weights))
+    return Pretrained(model, variables, image_shape)
+  with _reading(config_file):
+    library, name, options = _published(config, str(config_file))
+    naming = namings(models.create(name, num_classes=0, **options))[library]
+    tensors = of_use(tensors, naming)
+    found = _num_classes(naming, tensors)
+    _check_head(config, found, f"{weights}", f"{config_file}")
+    if library == "timm":
+      preprocessing = processors.from_timm(config["pretrained_cfg"])
+  if library == "transformers":
+    preprocessing = _preprocessing(folder, name, options["channels"])
+  model = models.create(
+    name, num_classes=found, preprocessing=preprocessing, **options
+  )
+  with _reading(config_file):
+    expected = _expected(model)
+  return _assemble(model, tensors, naming, expected, str(weights))
 
-  naming = namings(models.create(name, num_classes=0, **options))[library]
-  tensors = of_use(tensors, naming)
-  found = _num_classes(naming, tensors)
+
+@contextlib.contextmanager
+def _reading(path: Path):
+  """Turns what a garbled file causes into an error that names it."""
+  try:
+    yield
+  except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    if isinstance(error, UserError):
+      raise
+    reason = " ".join(str(error).split())
+    raise UserError(
+      f"{path} lacks or garbles a field: {type(error).__name__}: {reason}."
+    ) from error
+
+
+def _published(
+  config: Mapping[str, Any], of: str
+) -> tuple[str, str, dict[str, Any]]:
+  """Returns the library, the registered name and the options."""
+  if "model_type" in config:
+    return "transformers", *hub.from_transformers(config, of)
+  if "architecture" in config:
+    return "timm", *hub.from_timm(config, of)
+  raise UserError(
+    f"{of} has neither model_type (transformers, synguide_jax) nor "
+    "architecture (timm)."
+  )
+
+
+def _check_head(
+  config: Mapping[str, Any], found: int, weights: str, config_file: str
+) -> None:
+  """Raises UserError if the head is not what the config says.
+
+  transformers' config of a network that has no head may have labels.
+  """
   said = config.get("num_classes", len(config.get("id2label", ())) or found)
+  architectures = config.get("architectures") or ()
+  classifies = any(a.endswith("ForImageClassification") for a in architectures)
+  if not found and (classifies or config.get("num_classes")):
+    raise UserError(
+      f"{weights} has no head, but {config_file} says it has one."
+    )
   if found and found != said:
     raise UserError(
       f"{weights} has a head for {found} classes, but {config_file} says "
       f"{said}."
     )
-  model = models.create(
-    name, num_classes=found, preprocessing=preprocessing, **options
-  )
-  return _assemble(model, tensors, naming, str(weights))
 
 
-def _preprocessing(folder: Path, name: str) -> Preprocessing:
+def _preprocessing(folder: Path, name: str, channels: int) -> Preprocessing:
   file = folder / "preprocessor_config.json"
-  if file.is_file():
-    return hub.preprocessing_from_transformers(read_json(file), str(file))
-  return _default_preprocessing(name, str(folder))
+  if not file.is_file():
+    return _default_preprocessing(name, channels, str(folder))
+  with _reading(file):
+    return processors.from_transformers(read_json(file), str(file))
 
 
-def _default_preprocessing(name: str, of: str) -> Preprocessing:
+def _default_preprocessing(name: str, channels: int, of: str) -> Preprocessing:
   default = models.MODELS[name].preprocessing
+  if channels == 1:
+    # Of grey images, those of the channels on average.
+    default = dataclasses.replace(
+      default,
+      mean=(sum(default.mean) / len(default.mean),),
+      std=(sum(default.std) / len(default.std),),
+    )
   logging.warning(
     "%s does not say how its images were prepared; taking what is usual for "
     "%s: %s px, %s, mean %s, std %s",
@@ -220,43 +283,43 @@ def _default_preprocessing(name: str, of: str) -> Preprocessing:
 
 
 def _load_file(path: Path) -> Pretrained:
-  """Takes the network with which the file has most tensors in common."""
+  """Takes the ResNet with which the file has most tensors in common.
+
+  Of other networks there are variants, of padding and epsilon, that their
+  tensors do not tell.
+  """
   contents = read_tensors(path)
   best: tuple[float, Any] = (0.0, None)
-  for name in models.MODELS:
+  for name, architecture in models.MODELS.items():
+    if architecture.module is not ResNet:
+      continue
     for naming in namings(models.create(name, num_classes=0)).values():
       tensors = of_use(contents, naming)
-      model = _sized(name, naming, tensors)
-      if model is None:
-        continue
-      wanted = set(tensor_shapes(_expected(model), naming).items())
+      (first,) = naming.names("stem_conv/kernel")
+      if naming.library == "timm" or first not in tensors:
+        continue  # timm's names are torchvision's.
+      channels = tensors[first].shape[1] if tensors[first].ndim == 4 else 3
+      model = models.create(
+        name, num_classes=_num_classes(naming, tensors), channels=channels
+      )
+      expected = _expected(model)
+      wanted = set(tensor_shapes(expected, naming).items())
       found = {(name, tensor.shape) for name, tensor in tensors.items()}
       overlap = len(wanted & found) / len(wanted | found)
       if overlap > best[0]:
-        best = overlap, (model, naming, tensors)
+        best = overlap, (model, naming, tensors, expected)
   if best[1] is None:
     raise UserError(
-      f"{path} holds no network that is known by its tensors; it begins with "
-      f"{few(list(contents))}."
+      f"{path} holds no ResNet that its tensors would tell; it begins with "
+      f"{few(list(contents))}. Other networks need a folder with their "
+      "config.json."
     )
-  model, naming, tensors = best[1]
-  model = dataclasses.replace(
-    model, preprocessing=_default_preprocessing(model.name, str(path))
+  model, naming, tensors, expected = best[1]
+  preprocessing = _default_preprocessing(
+    model.name, model.options["channels"], str(path)
   )
-  return _assemble(model, tensors, naming, str(path))
-
-
-def _sized(name: str, naming: Naming, tensors: Tensors) -> Model | None:
-  """Returns the network for the file's classes and channels, if it may be."""
-  vit = "positions" in naming.rules
-  (first,) = naming.names("patches/kernel" if vit else "stem_conv/kernel")
-  if first not in tensors or tensors[first].ndim != 4:
-    return None
-  return models.create(
-    name,
-    num_classes=_num_classes(naming, tensors),
-    channels=tensors[first].shape[1],
-  )
+  model = with_options(model, preprocessing=preprocessing)
+  return _assemble(model, tensors, naming, expected, str(path))
 
 
 def _num_classes(naming: Naming, tensors: Tensors) -> int:
@@ -274,9 +337,13 @@ def _expected(model: Model) -> Variables:
 
 
 def _assemble(
-  model: Model, tensors: Tensors, naming: Naming, of: str
+  model: Model,
+  tensors: Tensors,
+  naming: Naming,
+  expected: Variables,
+  of: str,
 ) -> Pretrained:
-  variables = from_tensors(model, tensors, naming, _expected(model), of)
+  variables = from_tensors(model, tensors, naming, expected, of)
   side = model.preprocessing.size or 224
   return Pretrained(model, variables, (side, side, model.options["channels"]))
 
@@ -327,29 +394,21 @@ def save_pretrained(
   (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _load_own(
-  config: dict[str, Any], tensors: Tensors, config_file: Path, weights: Path
-) -> Pretrained:
-  try:
-    preprocessing, options = (
-      {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config[field].items()
-      }
-      for field in ("preprocessing", "options")
-    )
-    model = models.create(
-      config["name"], preprocessing=Preprocessing(**preprocessing), **options
-    )
-    image_shape = tuple(config["image_shape"])
-  except (KeyError, TypeError, AttributeError) as error:
-    raise UserError(f"{config_file} lacks or garbles {error}.") from error
-  expected = jax.eval_shape(
-    model.init, jax.random.key(0), jnp.zeros((1, *image_shape))
+def _own_model(
+  config: Mapping[str, Any],
+) -> tuple[Model, tuple[int, int, int]]:
+  """Returns what `save_pretrained` wrote of a network, and its image shape."""
+  preprocessing, options = (
+    {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in config[field].items()
+    }
+    for field in ("preprocessing", "options")
   )
-  variables = flax.traverse_util.unflatten_dict(tensors, sep="/")
-  _check_shapes(variables, expected, of=str(weights))
-  return Pretrained(model, variables, image_shape)
+  model = models.create(
+    config["name"], preprocessing=Preprocessing(**preprocessing), **options
+  )
+  return model, tuple(config["image_shape"])
 
 
 def replace_head(variables: Variables, fresh: Variables) -> Variables:

@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from synguide_jax.models.base import pool
-from synguide_jax.models.layers import BatchNorm, Conv, max_pool
+from synguide_jax.models.layers import (
+  BatchNorm,
+  classify,
+  Conv,
+  max_pool,
+  numbered_stages,
+)
 
 
 class Block(nn.Module):
@@ -75,6 +81,11 @@ class ResNet(nn.Module):
   small_images: bool = False
   dtype: Any = jnp.float32
 
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, from input to output."""
+    return numbered_stages(len(self.blocks))
+
   @nn.compact
   def __call__(
     self, images: jax.Array, *, train: bool, upto: str | None = None
@@ -104,7 +115,4 @@ class ResNet(nn.Module):
       features[f"stage{number}"] = x
       if upto == f"stage{number}":
         return None, features
-    features["embedding"] = pool(x)
-    if upto == "embedding" or not self.num_classes:
-      return None, features
-    return nn.Dense(self.num_classes, name="head")(pool(x)), features
+    return classify(features, pool(x), num_classes=self.num_classes, upto=upto)

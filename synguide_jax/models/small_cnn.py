@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from synguide_jax.models.base import pool
-from synguide_jax.models.layers import Conv
+from synguide_jax.models.layers import (
+  classify,
+  Conv,
+  numbered_stages,
+)
 
 
 class SmallCNN(nn.Module):
@@ -20,6 +24,11 @@ class SmallCNN(nn.Module):
   widths: tuple[int, ...] = (16, 32, 64)
   groups: int = 8
   dtype: Any = jnp.float32
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, from input to output."""
+    return numbered_stages(len(self.widths))
 
   @nn.compact
   def __call__(
@@ -34,7 +43,4 @@ class SmallCNN(nn.Module):
       features[f"stage{number}"] = x
       if upto == f"stage{number}":
         return None, features
-    features["embedding"] = pool(x)
-    if upto == "embedding" or not self.num_classes:
-      return None, features
-    return nn.Dense(self.num_classes, name="head")(pool(x)), features
+    return classify(features, pool(x), num_classes=self.num_classes, upto=upto)

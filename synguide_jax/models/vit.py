@@ -8,6 +8,7 @@ Supervision <https://arxiv.org/abs/2103.00020>`_, 2021.
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from synguide_jax.errors import UserError
-from synguide_jax.models.layers import Conv
+from synguide_jax.models.layers import classify, Conv, numbered_stages
 
 
 def _quick_gelu(x: jax.Array) -> jax.Array:
@@ -152,6 +153,17 @@ class VisionTransformer(nn.Module):
   projection: int = 0
   dtype: Any = jnp.float32
 
+  @property
+  def _ends(self) -> tuple[int, ...]:
+    """Numbers of blocks after which stages end; few blocks have fewer."""
+    ends = {math.ceil(self.depth * quarter / 4) for quarter in (1, 2, 3, 4)}
+    return tuple(sorted(ends))
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, from input to output."""
+    return numbered_stages(len(self._ends))
+
   @nn.compact
   def __call__(
     self, images: jax.Array, *, train: bool, upto: str | None = None
@@ -164,7 +176,6 @@ class VisionTransformer(nn.Module):
     if self.pre_norm:
       x = norm(name="pre_norm")(x)
     features = {}
-    ends = [round(self.depth * quarter / 4) for quarter in (1, 2, 3, 4)]
     for number in range(self.depth):
       x = Block(
         heads=self.heads,
@@ -175,7 +186,7 @@ class VisionTransformer(nn.Module):
         dtype=self.dtype,
         name=f"block{number}",
       )(x)
-      if number + 1 in ends:
+      if number + 1 in self._ends:
         stage = f"stage{len(features) + 1}"
         features[stage] = x
         if upto == stage:
@@ -187,10 +198,9 @@ class VisionTransformer(nn.Module):
     if self.projection:
       project = nn.Dense(self.projection, use_bias=False, name="projection")
       embedding = project(embedding)
-    features["embedding"] = embedding
-    if upto == "embedding" or not self.num_classes:
-      return None, features
-    return nn.Dense(self.num_classes, name="head")(embedding), features
+    return classify(
+      features, embedding, num_classes=self.num_classes, upto=upto
+    )
 
   def _tokens(self, images):
     side = self.patch_size

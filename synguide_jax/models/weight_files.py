@@ -65,22 +65,21 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     ) from error
   try:
     state = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in ("state_dict", "model", "net"):
+      if isinstance(state.get(wrapper), dict):
+        state = state[wrapper]
+    return {
+      # What torch.nn.DataParallel puts in front.
+      name.removeprefix("module."): _to_numpy(tensor.detach())
+      for name, tensor in state.items()
+    }
   except Exception as error:  # Whatever a hostile or damaged file causes.
     raise UserError(
       f"{path} is not a state dict that PyTorch reads with weights_only=True: "
       f"{error}"
     ) from error
-  for wrapper in ("state_dict", "model", "net"):
-    if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-      state = state[wrapper]
-  if not isinstance(state, dict) or not all(
-    isinstance(value, torch.Tensor) for value in state.values()
-  ):
-    raise UserError(f"{path} does not hold tensors by name.")
-  return {
-    # What torch.nn.DataParallel puts in front.
-    name.removeprefix("module."): value.to(
-      torch.float32 if value.is_floating_point() else value.dtype
-    ).numpy()
-    for name, value in state.items()
-  }
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+  """Of a PyTorch tensor; NumPy alone has no bfloat16."""
+  return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from synguide_jax.models.base import pool
-from synguide_jax.models.layers import BatchNorm, Conv
+from synguide_jax.models.layers import (
+  BatchNorm,
+  classify,
+  Conv,
+  numbered_stages,
+)
 
 
 class Block(nn.Module):
@@ -62,6 +67,11 @@ class WideResNet(nn.Module):
   dropout: float = 0.3
   dtype: Any = jnp.float32
 
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, from input to output."""
+    return numbered_stages(3)
+
   @nn.compact
   def __call__(
     self, images: jax.Array, *, train: bool, upto: str | None = None
@@ -83,7 +93,4 @@ class WideResNet(nn.Module):
       features[f"stage{number}"] = x
       if upto == f"stage{number}":
         return None, features
-    features["embedding"] = pool(x)
-    if upto == "embedding" or not self.num_classes:
-      return None, features
-    return nn.Dense(self.num_classes, name="head")(pool(x)), features
+    return classify(features, pool(x), num_classes=self.num_classes, upto=upto)

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synguide_jax import models
+from synguide_jax import config as config_lib
+from synguide_jax import models, pretrained_guidance_loss
 from synguide_jax.errors import UserError
 from synguide_jax.methods import networks
 from synguide_jax.methods.base import Info
 from synguide_jax.models import export, pretrained
-from tests import tiny
+from tests import shared, tiny
 
 KEY = jax.random.key(0)
 INFO = Info(("a", "b", "c", "d"), (8, 8, 3), {"real": (3,) * 4})
@@ -101,3 +102,19 @@ def test_checkpoints_that_do_not_fit_are_refused(folder):
   config = tiny.config(**{"model.init": folder})
   with pytest.raises(UserError, match="holds a resnet18.*'small_cnn'"):
     networks.create_trained(config, INFO)
+
+
+def test_real_weights_guide_the_cifar_config():
+  config = config_lib.load("configs/cifar_lowshot.py")
+  weights = shared.folder() / "weights" / "mobilenet_v2_imagenet"
+  config.pretrained.weights = str(weights)
+  config.pretrained.image_size = 64
+  info = Info(tuple("abcdefghij"), (32, 32, 3), {"real": (10,) * 10})
+  frozen = networks.create_frozen(config, info)
+  images = jax.random.uniform(KEY, (4, *info.image_shape))
+  variables = jax.jit(frozen.init)(KEY, images)
+  features = jax.jit(frozen.features)(variables, images)
+  # Of its third stage, 1/16 of the side.
+  assert features.shape == (4, 96)
+  loss = pretrained_guidance_loss(jax.random.normal(KEY, (4, 256)), features)
+  assert 0 < loss < 1

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from synguide_jax import models
-from synguide_jax.models import layers, pretrained
+from synguide_jax.models import export, layers, pretrained
 
 torch = pytest.importorskip(
   "torch", reason="PyTorch is not installed; see the parity extra"
@@ -22,7 +23,7 @@ transformers = pytest.importorskip(
 )
 from safetensors.torch import save_file  # noqa: E402
 
-from tests.models import torch_networks  # noqa: E402
+from benchmarks import torch_networks  # noqa: E402
 
 # What PyTorch and transformers warn of is not ours.
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
@@ -171,11 +172,31 @@ def test_transformers_checkpoints_give_the_same_numbers(name, tmp_path):
       expected = network(in_torch(images), output_hidden_states=True, **options)
     logits, features = ours(checkpoint, images)
     assert_equal(logits, expected.logits)
-    for stage, index in zip(checkpoint.model.stages, hidden, strict=False):
+    *stages, _ = checkpoint.model.stages
+    for stage, index in zip(stages, hidden, strict=True):
       state = expected.hidden_states[index].numpy()
       if state.ndim == 4:
         state = state.transpose(0, 2, 3, 1)
       assert_equal(features[stage], state)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_exported_again_the_tensors_are_the_same_bit_for_bit(name, tmp_path):
+  network = torch_networks.randomise(PUBLISHED[name][0]())
+  network.save_pretrained(tmp_path / "theirs")
+  checkpoint = pretrained.load_pretrained(tmp_path / "theirs")
+  names = [str(label) for label in range(NUM_CLASSES)]
+  export.to_transformers(checkpoint, tmp_path / "ours", names)
+  theirs, ours = (
+    safetensors.numpy.load_file(tmp_path / folder / "model.safetensors")
+    for folder in ("theirs", "ours")
+  )
+  # What masked patches become in DINOv2's own training is not kept.
+  theirs.pop("dinov2.embeddings.mask_token", None)
+  assert ours.keys() == theirs.keys()
+  for tensor, value in theirs.items():
+    assert ours[tensor].dtype == value.dtype
+    np.testing.assert_array_equal(ours[tensor], value)
 
 
 @pytest.mark.parametrize("kind", ["whole", "projection", "tower"])
@@ -297,14 +318,32 @@ def test_timm_checkpoints_give_the_same_numbers(architecture, tmp_path):
     assert_equal(ours(checkpoint, images)[0], expected)
 
 
+def test_timms_dinov2_gives_the_same_class_token(tmp_path):
+  network = torch_networks.VisionTransformer(
+    0, width=384, depth=12, heads=6, patch=14, side=518, dinov2=True
+  )
+  torch_networks.randomise(network)
+  save_file(network.state_dict(), tmp_path / "model.safetensors")
+  config = {**_timm("vit_small_patch14_dinov2", 518), "num_classes": 0}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  checkpoint = pretrained.load_pretrained(tmp_path)
+  images = images_of(518)
+  with torch.no_grad():
+    expected = network(in_torch(images))
+  logits, features = ours(checkpoint, images)
+  assert logits is None
+  assert_equal(features["embedding"], expected)
+
+
 # Registered name -> PyTorch's network; found by the tensors alone.
 TORCHVISION = {
   "resnet34": lambda: torch_networks.ResNet(NUM_CLASSES, (3, 4, 6, 3), False),
+  "resnet50": lambda: torch_networks.ResNet(NUM_CLASSES, (3, 4, 6, 3), True),
   "cifar_resnet18": lambda: torch_networks.ResNet(
-    NUM_CLASSES, (2, 2, 2, 2), False, small=True
+    NUM_CLASSES, (2, 2, 2, 2), False, small_images=True
   ),
   "cifar_resnet_narrow50": lambda: torch_networks.ResNet(
-    NUM_CLASSES, (8, 8, 8), True, width=16, small=True
+    NUM_CLASSES, (8, 8, 8), True, width=16, small_images=True
   ),
 }
 
@@ -341,16 +380,23 @@ def test_batch_norm_trains_as_in_pytorch():
     images = 2 + 3 * np.random.default_rng(seed).normal(size=(2, 3, 4, 5))
     images = images.astype(np.float32)
 
-    def loss(images, variables=variables):
-      output, updated = norm.apply(variables, images, mutable=["batch_stats"])
+    def loss(images, params, variables=variables):
+      output, updated = norm.apply(
+        {**variables, "params": params}, images, mutable=["batch_stats"]
+      )
       return (output**3).sum(), (output, updated)
 
-    grad, (output, updated) = jax.grad(loss, has_aux=True)(jnp.asarray(images))
+    (grad, param_grads), (output, updated) = jax.grad(loss, (0, 1), True)(
+      jnp.asarray(images), variables["params"]
+    )
+    theirs.zero_grad()
     inputs = in_torch(images).requires_grad_()
     expected = theirs(inputs)
     (expected**3).sum().backward()
     assert_equal(output, expected.detach().permute(0, 2, 3, 1).numpy())
     assert_equal(grad, inputs.grad.permute(0, 2, 3, 1).numpy())
+    assert_equal(param_grads["scale"], theirs.weight.grad.numpy())
+    assert_equal(param_grads["bias"], theirs.bias.grad.numpy())
     variables = {**variables, **updated}
     for name, value in updated["batch_stats"].items():
       assert_equal(value, getattr(theirs, f"running_{name}").numpy())
@@ -379,16 +425,15 @@ def test_hub_images_are_prepared_as_by_transformers():
     "image_mean": [0.4, 0.5, 0.6],
     "image_std": [0.2, 0.25, 0.3],
   }
-  from synguide_jax.models import hub
+  from synguide_jax.models import processors
 
   processor = transformers.ViTImageProcessor(
     **{k: v for k, v in config.items() if k != "image_processor_type"}
   )
-  prepare = hub.preprocessing_from_transformers(config, "it")
+  prepare = processors.from_transformers(config, "it")
   random = np.random.default_rng(0)
   for side in (16, 90):
-    # Cubic interpolation overshoots, and theirs clips what leaves [0, 255].
-    images = random.integers(80, 176, (1, side, side, 3)).astype(np.uint8)
+    images = random.integers(0, 256, (1, side, side, 3), np.uint8)
     expected = processor(images[0], return_tensors="np")["pixel_values"]
     actual = prepare(jnp.asarray(images / np.float32(255)))
     np.testing.assert_allclose(

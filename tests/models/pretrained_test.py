@@ -135,7 +135,7 @@ def test_a_repository_is_read_from_the_hubs_cache(
     pretrained.load_pretrained("hf:someone/other")
 
 
-def test_a_file_alone_is_recognised_by_its_tensors(folder, tmp_path):
+def test_a_resnets_file_alone_is_recognised_by_its_tensors(folder, tmp_path):
   model = models.create(
     "cifar_resnet_narrow50",
     num_classes=4,
@@ -147,10 +147,41 @@ def test_a_file_alone_is_recognised_by_its_tensors(folder, tmp_path):
   assert loaded.model == model
   assert_trees_equal(loaded.variables, network.variables)
   # Nothing but its config says that this one is narrower than the original.
+  alone = tmp_path / "alone.safetensors"
+  shutil.copy(folder / "model.safetensors", alone)
   with pytest.raises(
     UserError, match="does not hold a resnet18.*another shape"
   ):
-    pretrained.load_pretrained(folder / "model.safetensors")
+    pretrained.load_pretrained(alone)
+
+
+def test_a_file_beside_its_config_is_read_with_it(folder):
+  loaded = pretrained.load_pretrained(folder / "model.safetensors")
+  assert loaded.model == pretrained.load_pretrained(folder).model
+
+
+def test_files_alone_that_do_not_tell_their_padding_are_refused(tmp_path):
+  model = models.create("mobilenet_v2", num_classes=2, width=0.5)
+  shapes = jax.eval_shape(model.init, KEY, jnp.zeros((1, 32, 32, 3)))
+  for naming in namings.namings(model).values():
+    tensors = {
+      name: np.zeros(shape, np.float32)
+      for name, shape in namings.tensor_shapes(shapes, naming).items()
+    }
+    path = tmp_path / f"{naming.library}.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(UserError, match="no ResNet.*config.json"):
+      pretrained.load_pretrained(path)
+
+
+def test_grey_checkpoints_have_grey_defaults(tmp_path, caplog):
+  model = models.create("resnet18", num_classes=2, channels=1, width=8)
+  network = pretrained.Pretrained(model, init(model), (32, 32, 1))
+  export.to_transformers(network, tmp_path, ("a", "b"))
+  (tmp_path / "preprocessor_config.json").unlink()
+  loaded = pretrained.load_pretrained(tmp_path).model
+  assert loaded.options["channels"] == 1
+  np.testing.assert_allclose(loaded.preprocessing.mean, [0.449], atol=1e-6)
 
 
 def test_a_new_head_replaces_the_old_one_only(network):
@@ -198,6 +229,13 @@ def test_every_tensor_is_accounted_for(folder):
 
   edit_tensors(weights, change)
   with pytest.raises(UserError, match="head for 9 classes.*says 3"):
+    pretrained.load_pretrained(folder)
+
+  def change(tensors):
+    del tensors[head], tensors["classifier.1.bias"]
+
+  edit_tensors(weights, change)
+  with pytest.raises(UserError, match="has no head, but .* says it has one"):
     pretrained.load_pretrained(folder)
 
 
@@ -270,6 +308,40 @@ def test_unsupported_fields_are_errors(folder):
   config.write_text(json.dumps(contents))
   with pytest.raises(UserError, match="config.json.*depths"):
     pretrained.load_pretrained(folder)
+  for fields, message in (
+    ({"id2label": 3}, "config.json lacks or garbles"),
+    ({"model_type": ["resnet"]}, "config.json lacks or garbles"),
+    ({"num_channels": 2}, "channels=2"),
+    ({"layer_type": "deep"}, "layer_type='deep'"),
+    (
+      {"model_type": "clip", "vision_config": {"hidden_act": "x"}},
+      "hidden_act",
+    ),
+  ):
+    config.write_text(text)
+    edit(config, **fields)
+    with pytest.raises(UserError, match=message):
+      pretrained.load_pretrained(folder)
+  config.write_text(text)
+  processor = folder / "preprocessor_config.json"
+  good = processor.read_text()
+  for fields, message in (
+    ({"image_mean": None}, "preprocessor_config.json lacks or garbles"),
+    ({"image_mean": ["a"]}, "preprocessor_config.json lacks or garbles"),
+    ({"rescale_factor": None}, "preprocessor_config.json lacks or garbles"),
+    ({"image_std": [0.0]}, "std=.* must not be 0"),
+    ({"resample": 5}, "resample=5"),
+    ({"size": {"height": 3, "width": 4}}, "size of images"),
+    ({"size": -5}, "size=-5"),
+    ({"image_mean": [0.1, 0.2]}, "2 values of mean"),
+  ):
+    processor.write_text(good)
+    edit(processor, **fields)
+    with pytest.raises(UserError, match=message):
+      pretrained.load_pretrained(folder)
+  processor.write_text(good)
+  with pytest.raises(UserError, match="size=-1"):
+    pretrained.load_pretrained(folder, image_size=-1)
   config.write_text(json.dumps({"architecture": "convnext_tiny"}))
   with pytest.raises(UserError, match="architecture='convnext_tiny'"):
     pretrained.load_pretrained(folder)
@@ -297,8 +369,30 @@ def test_damaged_and_hostile_files_are_named(folder, tmp_path):
     pretrained.load_pretrained(tmp_path / "nowhere")
   other = tmp_path / "other.safetensors"
   safetensors.numpy.save_file({"some.weight": np.zeros(3)}, other)
-  with pytest.raises(UserError, match="no network that is known.*some.weight"):
+  with pytest.raises(UserError, match="no ResNet.*some.weight"):
     pretrained.load_pretrained(other)
+
+
+@pytest.mark.parity
+def test_old_and_wrapped_files_of_pytorch_are_read(tmp_path):
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+  model = models.create("cifar_resnet_narrow50", num_classes=2)
+  network = pretrained.Pretrained(model, init(model), (32, 32, 3))
+  export.to_torchvision(network, tmp_path, ("a", "b"))
+  tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+  state = {
+    # As torch.nn.DataParallel names them, and old files of torchvision.
+    f"module.{name}": torch.nn.Parameter(torch.from_numpy(tensor))
+    for name, tensor in tensors.items()
+    if tensor.dtype == np.float32
+  }
+  path = tmp_path / "checkpoint.pth"
+  torch.save({"net": state}, path, _use_new_zipfile_serialization=False)
+  loaded = pretrained.load_pretrained(path)
+  assert_trees_equal(loaded.variables, network.variables)
+  torch.save({1: torch.zeros(2), 2: [3]}, path)
+  with pytest.raises(UserError, match="checkpoint.pth is not a state dict"):
+    pretrained.load_pretrained(path)
 
 
 class _Hostile:
@@ -335,17 +429,15 @@ def test_own_checkpoints_are_checked(tmp_path):
     pretrained.load_pretrained(tmp_path)
 
 
-def test_every_published_network_has_distinct_names():
-  """A file alone could otherwise be taken for another network."""
-  for name in models.MODELS:
-    model = models.create(name, num_classes=2)
-    expected = jax.eval_shape(model.init, KEY, jnp.zeros((1, 32, 32, 3)))
-    for naming in namings.namings(model).values():
-      if model.name.startswith("clip"):
-        expected["params"].pop("head", None)
-      shapes = namings.tensor_shapes(expected, naming)
-      count = sum(x.size for x in jax.tree.leaves(expected))
-      assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
+@pytest.mark.parametrize("name", models.MODELS)
+def test_namings_have_a_name_for_every_tensor(name):
+  num_classes = 0 if name.startswith("clip") else 2
+  model = models.create(name, num_classes=num_classes)
+  expected = jax.eval_shape(model.init, KEY, jnp.zeros((1, 32, 32, 3)))
+  count = sum(x.size for x in jax.tree.leaves(expected))
+  for naming in namings.namings(model).values():
+    shapes = namings.tensor_shapes(expected, naming)
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
 
 
 def test_the_guides_example_runs(tmp_path):
