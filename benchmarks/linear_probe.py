@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from synguide_jax import console
 from synguide_jax.models import pretrained
 
 _WEIGHTS = flags.DEFINE_string(
@@ -85,6 +86,7 @@ def probe(model, variables, train, test, batch_size=100):
 def main(argv):
   """Prints two accuracies."""
   del argv
+  console.quiet()
   root = Path(os.environ["SYNGUIDE_SHARED"])
   archive = root / "data" / "cifar10_jpeg.zip"
   train, test = (
