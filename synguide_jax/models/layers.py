@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from synguide_jax.errors import UserError
+
 # Zeros (before, after) in rows and columns.
 Padding = Sequence[tuple[int, int]]
 
@@ -216,6 +218,12 @@ class Conv(nn.Module):
       padding = ((k // 2, k // 2),) * 2
     elif padding == "same":
       padding = same_padding(images.shape[-3:-1], k, self.stride)
+    sides = images.shape[-3:-1]
+    if any(s + sum(p) < k for s, p in zip(sides, padding, strict=True)):
+      raise UserError(
+        f"The images are too small for this network: {sides[0]}x{sides[1]} px "
+        f"are left of them where a convolution of {k}x{k} sees them."
+      )
     kernel = self.param(
       "kernel",
       kaiming_normal_fan_out,

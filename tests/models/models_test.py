@@ -269,6 +269,9 @@ def test_bad_names_and_images_are_named():
     run(model, jnp.zeros((1, 32, 32, 3)))
   with pytest.raises(UserError, match="'stage9'.*stage1, stage2, stage3"):
     models.create("small_cnn", num_classes=2).stage("stage9")
+  model = models.create("efficientnet_b0", num_classes=2, padding="keras")
+  with pytest.raises(UserError, match="too small for this network: 1x1 px"):
+    run(model, jnp.zeros((1, 8, 8, 3)))
   model = models.create("vit_small_patch16", num_classes=2)
   with pytest.raises(UserError, match="3 channels; these have 1"):
     run(model, jnp.zeros((1, 32, 32, 1)))
