@@ -193,3 +193,24 @@ def test_max_pool_keeps_what_is_not_a_number():
   np.testing.assert_array_equal(
     jnp.isnan(pooled[0, ..., 0]), [[False, True], [False, False]]
   )
+
+
+def test_a_sharded_batch_is_treated_as_a_whole():
+  """Convolution, normalisation and pooling over eight devices."""
+  images, kernel = draw((16, 6, 6, 3), (3, 3, 3, 4))
+  norm = layers.BatchNorm(train=True)
+  variables = norm.init(KEY, jnp.zeros((1, 1, 1, 4)))
+
+  def loss(kernel, images):
+    maps = layers.conv2d(images, kernel, padding=halves(3))
+    maps, updated = norm.apply(variables, maps, mutable=["batch_stats"])
+    pooled = layers.max_pool(nn.relu(maps), (2, 2), strides=(2, 2))
+    return (pooled**2).sum(), updated
+
+  step = jax.jit(jax.grad(loss, has_aux=True))
+  mesh = jax.make_mesh(
+    (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  over_images = jax.NamedSharding(mesh, jax.P("data"))
+  sharded = step(kernel, jax.device_put(images, over_images))
+  assert_close(sharded, step(kernel, images))
