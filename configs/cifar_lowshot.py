@@ -12,8 +12,8 @@ checkpoint folder that transformers or timm left, or a file of torchvision's:
 
       --config.pretrained.weights=<folder or file>
 
-It sees the 32 px images resized to what it expects, 224 px, which is most of a
-step's time; --config.pretrained.image_size=96 leaves a fifth of the pixels.
+It sees the 32 px images resized to what it expects, 224 px;
+--config.pretrained.image_size=96 leaves a fifth of the pixels.
 
 Differs from the paper so far: images of 32 px and kuangliu's ResNet-18 from
 scratch instead of 224 px and an ImageNet ResNet-50.

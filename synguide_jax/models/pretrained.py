@@ -212,7 +212,10 @@ def _reading(path: Path):
   """Turns what a garbled file causes into an error that names it."""
   try:
     yield
-  except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+  except (
+    *(KeyError, IndexError, TypeError, ValueError),
+    *(AttributeError, ArithmeticError),
+  ) as error:
     if isinstance(error, UserError):
       raise
     reason = " ".join(str(error).split())

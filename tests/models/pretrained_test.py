@@ -329,6 +329,7 @@ def test_unsupported_fields_are_errors(folder):
     ({"image_mean": None}, "preprocessor_config.json lacks or garbles"),
     ({"image_mean": ["a"]}, "preprocessor_config.json lacks or garbles"),
     ({"rescale_factor": None}, "preprocessor_config.json lacks or garbles"),
+    ({"rescale_factor": 0}, "preprocessor_config.json lacks or garbles"),
     ({"image_std": [0.0]}, "std=.* must not be 0"),
     ({"resample": 5}, "resample=5"),
     ({"size": {"height": 3, "width": 4}}, "size of images"),
