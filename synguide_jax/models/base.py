@@ -89,8 +89,8 @@ class Preprocessing:
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps images in [0, 1] to the network's input."""
     if self.size is not None:
-      # Rows and then columns, and nothing beyond black and white in between:
-      # cubic interpolation overshoots, and Pillow clips it so.
+      # The width and then the height, with nothing beyond black and white in
+      # between: cubic interpolation overshoots, and Pillow clips it so.
       for axis in (-2, -3):
         shape = list(images.shape)
         shape[axis] = self.size

@@ -35,11 +35,11 @@ def _transformers_configs(
 ) -> tuple[dict, dict]:
   """Returns config.json and preprocessor_config.json."""
   model = classifier.model
-  return hub.to_transformers(
-    model, tuple(class_names)
-  ), processors.to_transformers(
+  config = hub.to_transformers(model, tuple(class_names))
+  preprocessor = processors.to_transformers(
     model.preprocessing, model.options["channels"], classifier.image_shape[0]
   )
+  return config, preprocessor
 
 
 def to_transformers(
