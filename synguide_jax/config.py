@@ -4,7 +4,8 @@ Plain data only; a file in configs/ takes these defaults and states what it
 changes. Fields that hold a *spec* name data or weights:
 
   images     digits | letters | tfds:<name>[/config][:version] |
-             folder:<path> | prepared:<path>
+             folder:<path> | npz:<path> | stylegan:<path> | prepared:<path>;
+             docs/data.md
   synthetic  the same | generate:<config file>[:arg]
   weights    hf:<repository>[@revision] | <folder as the hub has them> |
              <.safetensors or .pth file> | train:<config file>[:arg]
@@ -39,28 +40,62 @@ def training_defaults() -> ConfigDict:
   config.data = ConfigDict()
   # Spec of the real images.
   config.data.real = ""
-  # Spec of the synthetic images; "": none.
+  # Spec of the synthetic images; "": none. Several: a tuple of "spec@weight",
+  # drawn in proportion to the weights; without them every image equally likely.
   config.data.synthetic = ""
+  # Names of the classes to use, in label order; (): all.
+  config.data.classes = ()
+  # Synthetic classes are the real ones of the same "name", or "index".
+  config.data.match_classes = "name"
+  # "synthetic name=real name", for classes whose names differ.
+  config.data.class_mapping = ()
   # Side of the images a network sees, pixels.
   config.data.image_size = 32
   # Side they are stored with, before a crop, pixels; 0: image_size.
   config.data.store_size = 0
-  # 1: grey, 3: RGB; others are converted.
+  # 1: grey, 3: RGB.
   config.data.channels = 3
+  # Whether grey images may be mixed with colour ones, or colour be dropped.
+  config.data.convert_channels = False
   # Zeros around an image before a random crop, pixels.
   config.data.padding = 0
+  # "random": a window of image_size; "random_resized": one of random area and
+  # aspect ratio, resized.
+  config.data.crop = "random"
+  # Smallest area of the latter, as a share of the image.
+  config.data.min_crop_area = 0.08
   # Whether images are mirrored at random.
   config.data.flip = False
+  # RandAugment: operations an image goes through, and their strength, 0 to 30.
+  config.data.randaugment_layers = 0
+  config.data.randaugment_magnitude = 6
   # Real training images a class, drawn per run; -1: all, 0: none (zero-shot).
   config.data.shots = -1
   # Images split off the training images, stratified; 0: the set's own split.
   config.data.validation = 0
   config.data.test = 0
+  # Cross-validation: the real images in so many parts, and run r is tested on
+  # part r; 0: off. Instead of data.test.
+  config.data.folds = 0
+  # Images that must stay on one side of every split: "pattern:<regex>", of
+  # which the match in an image's name is its group, or "csv:<file>" with
+  # columns file and group; "": each image for itself.
+  config.data.groups = ""
+  # Training or synthetic images that are, pixel for pixel, validation or test
+  # images too: "warn", "drop" or "error".
+  config.data.duplicates = "warn"
   # Leave out image files that cannot be read, and count them, instead of
   # stopping.
   config.data.skip_damaged = False
   # Seed of these splits; the same for all runs.
   config.data.split_seed = 2024
+  # "resident": all images decoded in device memory; "stream": decoded as they
+  # are needed; "auto": resident if they take no more than ...
+  config.data.feed = "auto"
+  # ... this share of a device's memory.
+  config.data.resident_share = 0.25
+  # Processes that decode the stream; -1: one a core, 0: none but this one.
+  config.data.num_workers = -1
 
   # Images a step and run, over all devices; two streams take half of it each.
   config.batch_size = 128
