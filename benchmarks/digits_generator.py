@@ -31,7 +31,7 @@ def main(argv):
   for arg in ARGS:
     config = config_lib.load(f"configs/digits_lowshot.py:{arg}")
     (spec,) = [
-      s for s in inputs.needed(config).values() if s.startswith("generate:")
+      spec for *_, spec in inputs.needed(config) if "generate:" in spec
     ]
     config.pretrained.weights = ""
     made = inputs.make(
@@ -39,7 +39,7 @@ def main(argv):
     )
     config.data.synthetic = made[spec]
     data = experiment_data.load(config.data, seed=0, runs=(0,))
-    x = data.images.reshape(len(data.images), -1) / 255.0
+    x = data.pixels.read().reshape(len(data.labels), -1) / 255.0
     y, index = data.labels, data.indices
     pool, synthetic = index["pool"], index["synthetic"]
     by_real = SVC().fit(x[pool], y[pool])

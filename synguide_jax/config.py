@@ -74,6 +74,8 @@ def training_defaults() -> ConfigDict:
   # Images split off the training images, stratified; 0: the set's own split.
   config.data.validation = 0
   config.data.test = 0
+  # The set's own split that is tested on, where data.test is 0.
+  config.data.test_split = "test"
   # Cross-validation: the real images in so many parts, and run r is tested on
   # part r; 0: off. Instead of data.test.
   config.data.folds = 0
@@ -108,8 +110,12 @@ def training_defaults() -> ConfigDict:
   config.optimizer.name = "adam"
   # Peak learning rate.
   config.optimizer.learning_rate = 1e-4
-  # "constant", or "cosine": falls to 0 at the end.
+  # "constant"; "cosine": falls to 0 at the end; "step": falls by ...
   config.optimizer.schedule = "constant"
+  # ... this factor ...
+  config.optimizer.decay_factor = 0.1
+  # ... after each of these shares of the training.
+  config.optimizer.decay_at = ()
   # Steps of linear rise before that.
   config.optimizer.warmup_steps = 0
   # Of sgd.
@@ -119,6 +125,8 @@ def training_defaults() -> ConfigDict:
 
   # Which weights are tested: "best" on validation, or "last".
   config.select = "best"
+  # What is best: "accuracy" or "balanced_accuracy", the mean over classes.
+  config.select_metric = "accuracy"
   # Steps between validations.
   config.eval_every = 500
   # What the selected weights are evaluated on at the end, beside validation.
@@ -194,6 +202,40 @@ def classifier_defaults() -> ConfigDict:
   # Weight of the real cross entropy in method "weighted".
   config.weighted.real_weight = 0.8
   return config
+
+
+# What a smoke variant changes, by field.
+_SMOKE = {
+  "num_runs": 1,
+  # Digits of two classes, resized, stand in for both sets.
+  "data.real": "digits",
+  "data.synthetic": "digits",
+  "data.classes": ("0", "1"),
+  "data.validation": 8,
+  "data.test": 8,
+  "data.groups": "",
+  "data.num_workers": 0,
+  # Networks without weights; the trained one is the config's own.
+  "model.init": "scratch",
+  "pretrained.weights": "random",
+  "pretrained.random_model": "small_cnn",
+  "pretrained.image_size": 32,
+  "batch_size": 8,
+  "num_steps": 2,
+  "eval_every": 2,
+  "evaluate_on": ("test",),
+  "eval_batch_size": 8,
+  "checkpoint_every": 2,
+}
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+  """Returns a classifier's config cut down to a test of two steps.
+
+  It needs neither data nor network: digits and a random pretrained network
+  stand in. The trained network and the side of the images stay.
+  """
+  return override(config, _SMOKE)
 
 
 def check_arg(arg: str | None, known: Iterable[str], default: str) -> str:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from synguide_jax.images import Resident, Streamed
+
 Metrics = dict[str, np.ndarray]
 
 
@@ -18,7 +20,7 @@ class Evaluator:
     logits_fn: ``(state, frozen, images) -> logits`` with a leading run axis on
       ``state`` and ``logits [runs, B, K]``; ``images`` are the stored uint8
       ones ``[B, H, W, C]``, the same for every run.
-    images: All stored images, on the device.
+    images: The images, resident or streamed.
     labels: Their labels.
     num_classes: Number of classes.
     batch_size: Images a step; the last batch is padded and masked.
@@ -28,7 +30,7 @@ class Evaluator:
   def __init__(
     self,
     logits_fn: Callable[[Any, Any, jax.Array], jax.Array],
-    images: jax.Array,
+    images: Resident | Streamed,
     labels: np.ndarray,
     *,
     num_classes: int,
@@ -39,8 +41,8 @@ class Evaluator:
     self._num_classes, self._batch_size = num_classes, batch_size
     self._index_sharding = index_sharding
 
-    def sums(state, frozen, images, index, label, mask):
-      logits = logits_fn(state, frozen, images[index])
+    def sums(state, frozen, stored, drawn, label, mask):
+      logits = logits_fn(state, frozen, drawn.look_up(stored))
       label = jnp.broadcast_to(label, logits.shape[:-1])
       loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
       correct = (logits.argmax(-1) == label) & mask
@@ -50,13 +52,21 @@ class Evaluator:
 
     self._sums = jax.jit(sums)
 
-  def __call__(self, state: Any, frozen: Any, index: np.ndarray) -> Metrics:
+  def __call__(
+    self,
+    state: Any,
+    frozen: Any,
+    index: np.ndarray,
+    of_run: np.ndarray | None = None,
+  ) -> Metrics:
     """Evaluates every run on the images ``index``.
 
     Args:
       state: State for prediction, with a leading run axis.
       frozen: The method's frozen networks.
       index: Indices of the images, ``[N]``.
+      of_run: Which of them count for each run, bool ``[runs, N]``; by default
+        all.
 
     Returns:
       ``loss`` (mean cross entropy in nats), ``accuracy`` (share of correct
@@ -64,25 +74,33 @@ class Evaluator:
       in the class), each float64 ``[runs]``, and ``class_accuracy``
       ``[runs, K]``, NaN for a class without images.
     """
+    if of_run is None:
+      of_run = np.ones((1, len(index)), bool)
     size, partial = self._batch_size, []
-    for start in range(0, len(index), size):
-      here = index[start : start + size]
-      padded = np.zeros(size, np.int32)
-      padded[: len(here)] = here
-      batch = jax.device_put(
-        (padded, self._labels[padded], np.arange(size) < len(here)),
-        self._index_sharding,
+    padding = -len(index) % size
+    padded = np.pad(index, (0, padding)).astype(np.int32).reshape(-1, size)
+    masks = np.pad(of_run, ((0, 0), (0, padding)))
+    masks = masks.reshape(len(of_run), -1, size).swapaxes(0, 1)
+    drawn = self._images.listed(list(padded), self._index_sharding)
+    for batch, indices, mask in zip(drawn, padded, masks, strict=True):
+      label = jax.device_put(self._labels[indices], self._index_sharding)
+      partial.append(
+        self._sums(state, frozen, self._images.stored, batch, label, mask)
       )
-      partial.append(self._sums(state, frozen, self._images, *batch))
     losses, correct = zip(*jax.device_get(partial), strict=True)
-    loss = np.sum(losses, axis=0, dtype=np.float64) / len(index)
+    loss = np.sum(losses, axis=0, dtype=np.float64) / of_run.sum(-1)
     correct = np.sum(correct, axis=0, dtype=np.int64)
-    counts = np.bincount(self._labels[index], minlength=self._num_classes)
+    counts = np.stack(
+      [
+        np.bincount(self._labels[index[mask]], minlength=self._num_classes)
+        for mask in of_run
+      ]
+    )
     with np.errstate(invalid="ignore"):
       class_accuracy = correct / counts
     return {
       "loss": loss,
-      "accuracy": correct.sum(-1) / len(index),
+      "accuracy": correct.sum(-1) / counts.sum(-1),
       "balanced_accuracy": np.nanmean(class_accuracy, -1),
       "class_accuracy": class_accuracy,
     }

@@ -12,11 +12,13 @@ import time
 from typing import Any
 
 import filelock
+import numpy as np
 
 from synguide_jax import __version__, cache, methods
 from synguide_jax import config as config_lib
 from synguide_jax import workdir as workdir_lib
 from synguide_jax.console import duration, say
+from synguide_jax.data import sources
 from synguide_jax.errors import UserError
 
 GENERATE, TRAIN = "generate:", "train:"
@@ -25,11 +27,16 @@ GENERATE, TRAIN = "generate:", "train:"
 # that it sees the pool that shots are drawn from, and no image held out.
 _SHARED_DATA_FIELDS = (
   "real",
+  "classes",
   "image_size",
   "store_size",
   "channels",
+  "convert_channels",
+  "skip_damaged",
   "validation",
   "test",
+  "test_split",
+  "groups",
   "split_seed",
 )
 
@@ -37,14 +44,16 @@ _SHARED_DATA_FIELDS = (
 TrainFn = Callable[[Any, Path, Mapping[str, str]], Any]
 
 
-def needed(config: Any) -> dict[tuple[str, str], str]:
-  """Returns the specs that stand for something to be made, by field."""
-  specs = {}
+def needed(config: Any) -> list[tuple[str, str, str]]:
+  """Returns (section, field, spec) of what stands for something to be made."""
+  specs = []
   for section, field in workdir_lib.SPEC_FIELDS:
-    spec = config.get(section, {}).get(field, "")
-    unused = section == "pretrained" and not methods.needs_pretrained(config)
-    if spec.startswith((GENERATE, TRAIN)) and not unused:
-      specs[section, field] = spec
+    value = config.get(section, {}).get(field, "")
+    if section == "pretrained" and not methods.needs_pretrained(config):
+      continue
+    for spec, _ in sources.parse_weights(value):
+      if spec.startswith((GENERATE, TRAIN)):
+        specs.append((section, field, spec))
   return specs
 
 
@@ -61,7 +70,7 @@ def check(config: Any) -> None:
     UserError: if it cannot be trained.
   """
   stand_in = config.copy_and_resolve_references()
-  for (section, field), spec in needed(config).items():
+  for section, field, spec in needed(config):
     made_by = config_lib.load(spec.partition(":")[2])
     is_generator = made_by.method == "diffusion"
     if is_generator != (section == "data"):
@@ -70,7 +79,14 @@ def check(config: Any) -> None:
         f"{made_by.method!r}; generate: wants 'diffusion', train: a classifier."
       )
     if section == "data":
+      if config.data.folds:
+        raise UserError(
+          f"data.folds={config.data.folds}: {spec} would be trained on images "
+          "that runs are tested on; generate a set beforehand, or use data.test."
+        )
       stand_in.data[field] = config.data.real
+      stand_in.data.duplicates = "warn"
+      stand_in.data.match_classes, stand_in.data.class_mapping = "name", ()
     elif section == "model":
       stand_in.model.init = "scratch"
     else:
@@ -93,7 +109,7 @@ def make(config: Any, train: TrainFn) -> dict[str, str]:
     What stands for each spec: a prepared set or a folder of weights.
   """
   inputs = {}
-  for spec in needed(config).values():
+  for *_, spec in needed(config):
     if spec.startswith(GENERATE):
       inputs[spec] = _generated_set(spec, config.data, train)
     else:
@@ -103,7 +119,8 @@ def make(config: Any, train: TrainFn) -> dict[str, str]:
 
 def _generated_set(spec: str, data: Any, train: TrainFn) -> str:
   """Trains a generator on the experiment's training pool, samples, stores."""
-  from synguide_jax.data import prepared
+  from synguide_jax.data import prepared, records
+  from synguide_jax.data.pixels import Pixels
   from synguide_jax.synthesis import diffusion
   from synguide_jax.synthesis.contact_sheet import contact_sheet
 
@@ -132,8 +149,14 @@ def _generated_set(spec: str, data: Any, train: TrainFn) -> str:
     )
   sheet = folder / "contact_sheet.png"
   if not sheet.exists():
-    images = prepared.read(folder)["train"]
-    contact_sheet(images.images, images.labels, images.class_names, sheet)
+    images = records.of_prepared(folder)["train"]
+    pixels = Pixels(
+      [(images, np.arange(len(images)))],
+      config.data.store_size or config.data.image_size,
+      config.data.channels,
+    )
+    labels = images.index.labels
+    contact_sheet(pixels.read(), labels, images.class_names, sheet)
     say(f"  done in {_since(started)}; look at {sheet}")
   return f"prepared:{folder}"
 

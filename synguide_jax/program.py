@@ -1,6 +1,7 @@
 """A method's pure functions, over all runs and devices, jitted."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
 import math
 import os
 from typing import Any
@@ -9,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from synguide_jax import images, methods
 from synguide_jax import mesh as mesh_lib
-from synguide_jax import methods
 from synguide_jax.data.augment import Augmentation
 from synguide_jax.data.experiment_data import ExperimentData
+from synguide_jax.data.feed import Feed
 from synguide_jax.errors import UserError
 from synguide_jax.evaluate import Evaluator
+from synguide_jax.images import Drawn
 from synguide_jax.methods.base import Batch, Info
 
 RUNS_MODES = ("vmap", "map")
@@ -50,6 +53,7 @@ class Program:
     info: What the method was told of the data.
     method: The method.
     mesh: The devices, as axes ``("run", "data")``.
+    images: The images, resident or streamed.
   """
 
   def __init__(
@@ -64,12 +68,10 @@ class Program:
         f"runs_mode={config.runs_mode!r} is unknown; known: "
         f"{', '.join(RUNS_MODES)}."
       )
-    size, channels = config.data.image_size, data.images.shape[-1]
+    size, channels = config.data.image_size, data.pixels.shape[-1]
     self._runs_mode = config.runs_mode
-    self._augmentation = Augmentation(
-      size, config.data.padding, config.data.flip
-    )
-    self._augmentation.check(data.images.shape[1])
+    self._augmentation = Augmentation.from_config(config.data)
+    self._augmentation.check(data.pixels.shape[1])
     self._image_shape = (size, size, channels)
     self.info = Info(data.class_names, self._image_shape, data.class_counts())
     self.method = methods.make(config, self.info)
@@ -91,14 +93,16 @@ class Program:
       ),
       self._per_run,
     )
+    self.images = images.create(config.data, data.pixels, self.mesh)
     self._stored = jax.device_put(
-      {"images": data.images, "labels": data.labels, "real": data.real},
+      {"labels": data.labels, "real": data.real},
       mesh_lib.replicated(self.mesh),
     )
+    self._stored["images"] = self.images.stored
     shares = self.mesh.shape[mesh_lib.DATA]
     self._evaluator = Evaluator(
       self._logits,
-      self._stored["images"],
+      self.images,
       data.labels,
       num_classes=self.info.num_classes,
       batch_size=math.ceil(config.eval_batch_size / shares) * shares,
@@ -169,19 +173,18 @@ class Program:
     )
 
   def step(self, number: int, frozen: Any) -> Callable[..., Arrays]:
-    """Returns ``(carry, indices, step) -> carry`` for stage ``number``.
+    """Returns ``(carry, drawn, step) -> carry`` for stage ``number``.
 
-    ``carry`` is donated. ``indices`` are those of the stored images each run
-    sees, int32 ``[runs, batch_size]`` by stream; ``step`` counts from the
-    beginning of the stage.
+    ``carry`` is donated. ``drawn`` is what :meth:`batches` yields; ``step``
+    counts from the beginning of the stage.
     """
     stages = self.method.stages
     before = sum(stage.num_steps for stage in stages[:number])
     step_of_all = self._step_of_all(number)
 
-    def run_step(carry, frozen, keys, stored, indices, step):
+    def run_step(carry, frozen, keys, stored, drawn, step):
       state, metrics = step_of_all(
-        carry["state"], frozen, keys, stored, indices, step
+        carry["state"], frozen, keys, stored, drawn, step
       )
       newly = (carry["diverged"] < 0) & ~jnp.isfinite(metrics["loss"])
       return {
@@ -196,16 +199,23 @@ class Program:
       donate_argnames="carry",
       out_shardings=self._per_run,
     )
-    placed = mesh_lib.per_run_and_image(self.mesh)
 
-    def step(carry, indices, step):
-      indices = jax.device_put(dict(indices), placed)
+    def step(carry, drawn, step):
       return jitted(
-        carry, frozen, self._step_keys, self._stored, indices, np.int32(step)
+        carry, frozen, self._step_keys, self._stored, drawn, np.int32(step)
       )
 
     step.num_compilations = jitted._cache_size
     return step
+
+  def batches(
+    self, feed: Feed, number: int, start: int
+  ) -> Iterator[Mapping[str, Drawn]]:
+    """Yields what stage ``number`` draws from step ``start`` on, on devices."""
+    stage = self.method.stages[number]
+    return self.images.batches(
+      functools.partial(feed, number, stage.streams), start, stage.num_steps
+    )
 
   def reset_metrics(self, carry: Arrays) -> Arrays:
     """Returns ``carry`` with the sums of the metrics set to zero."""
@@ -237,10 +247,14 @@ class Program:
     )
 
   def evaluate(
-    self, state: Any, frozen: Any, index: np.ndarray
+    self,
+    state: Any,
+    frozen: Any,
+    index: np.ndarray,
+    of_run: np.ndarray | None = None,
   ) -> Mapping[str, np.ndarray]:
     """Evaluates every run; see :class:`synguide_jax.evaluate.Evaluator`."""
-    return self._evaluator(state, frozen, index)
+    return self._evaluator(state, frozen, index, of_run)
 
   def _init(self, keys: jax.Array) -> tuple[Any, Any]:
     image = jnp.zeros((1, *self._image_shape))
@@ -262,12 +276,12 @@ class Program:
 
   def _metrics_of(self, number: int, state: Any, frozen: Any) -> list[str]:
     """Names of the metrics that a step of the stage returns."""
-    indices = {
-      name: np.zeros((self._num_runs, stream.batch_size), np.int32)
+    drawn = {
+      name: self.images.abstract((self._num_runs, stream.batch_size))
       for name, stream in self.method.stages[number].streams.items()
     }
     step = self._step_of_all(number)
-    arguments = (state, frozen, self._step_keys, self._stored, indices, 0)
+    arguments = (state, frozen, self._step_keys, self._stored, drawn, 0)
     return list(jax.eval_shape(step, *arguments)[1])
 
   def _filled(self, value: float | int) -> jax.Array:
@@ -290,31 +304,32 @@ class Program:
     stage = self.method.stages[number]
     streams = sorted(stage.streams.items())
 
-    def step_of_all(state, frozen, keys, stored, indices, step):
-      def step_of_run(frozen, state, key, indices):
+    def step_of_all(state, frozen, keys, stored, drawn, step):
+      def step_of_run(frozen, state, key, drawn):
         key = jax.random.fold_in(jax.random.fold_in(key, number), step)
         step_key, *draw_keys = jax.random.split(key, len(streams) + 1)
         batches = {
-          name: self._draw(draw_key, stored, indices[name], stream.views)
+          name: self._batch(draw_key, stored, drawn[name], stream.views)
           for draw_key, (name, stream) in zip(draw_keys, streams, strict=True)
         }
         progress = jnp.float32(step) / stage.num_steps
         return stage.step(state, frozen, batches, step_key, progress)
 
-      return self._over_runs(step_of_run, frozen, state, keys, indices)
+      return self._over_runs(step_of_run, frozen, state, keys, drawn)
 
     return step_of_all
 
-  def _draw(
-    self, key: jax.Array, stored: Arrays, indices: jax.Array, views: int
+  def _batch(
+    self, key: jax.Array, stored: Arrays, drawn: Drawn, views: int
   ) -> Batch:
-    images = stored["images"][indices]
+    images = drawn.look_up(stored["images"])
     if views == 1:
       images = self._augmentation.train(key, images)
     else:
       keys = jax.random.split(key, views)
       images = jax.vmap(self._augmentation.train, (0, None))(keys, images)
-    return Batch(images, stored["labels"][indices], stored["real"][indices])
+    index = drawn.index
+    return Batch(images, stored["labels"][index], stored["real"][index])
 
   def _logits(self, state: Any, frozen: Any, images: jax.Array) -> jax.Array:
     images = self._augmentation.evaluate(images)

@@ -19,7 +19,7 @@ import numpy as np
 from synguide_jax import results as results_lib
 from synguide_jax import workdir as workdir_lib
 from synguide_jax.checkpoint import Checkpointer
-from synguide_jax.data import experiment_data
+from synguide_jax.data import experiment_data, sources
 from synguide_jax.data.experiment_data import ExperimentData
 from synguide_jax.data.feed import Feed
 from synguide_jax.errors import DivergedError, UserError
@@ -27,6 +27,7 @@ from synguide_jax.program import Arrays, Program
 from synguide_jax.results import plain
 
 SELECT = ("best", "last")
+METRICS = ("accuracy", "balanced_accuracy")
 
 
 @dataclasses.dataclass
@@ -85,7 +86,9 @@ def train_and_evaluate(
   started = time.monotonic()
   with _alone(workdir):
     program, data = set_up(config, inputs=inputs, devices=devices)
-    experiment_data.warn_of_leaks(data)
+    data.keep(workdir / "splits.npz")
+    for warning in data.warnings:
+      logging.warning("%s", warning)
     carry, frozen = program.init()
     with _checkpointer(config, workdir) as checkpoints:
       if restored := _restore(checkpoints, program):
@@ -127,7 +130,11 @@ def _train(
 ) -> tuple[Arrays, Arrays]:
   """Goes through the stages from ``position`` on, which it moves."""
   feed = Feed(
-    data.members, data.labels, seed=config.seed, runs=run_numbers(config)
+    data.members,
+    data.labels,
+    seed=config.seed,
+    runs=run_numbers(config),
+    weights=data.weights,
   )
   stages = program.method.stages
   total = sum(stage.num_steps for stage in stages)
@@ -137,9 +144,8 @@ def _train(
     stage = stages[position.stage]
     before = sum(s.num_steps for s in stages[: position.stage])
     step = program.step(position.stage, frozen)
-    while position.step < stage.num_steps:
-      indices = feed(position.stage, stage.streams, position.step)
-      carry = step(carry, indices, position.step)
+    for drawn in program.batches(feed, position.stage, position.step):
+      carry = step(carry, drawn, position.step)
       position.step += 1
       done = before + position.step
       last = position.step == stage.num_steps
@@ -162,9 +168,10 @@ def _train(
             carry["state"].for_prediction(), frozen, data.indices["validation"]
           )
           carry = program.mark_diverged(carry, validation["loss"], done)
-          best = program.keep_best(best, carry, validation["accuracy"], done)
+          score = validation[config.select_metric]
+          best = program.keep_best(best, carry, score, done)
           record["validation"] = {
-            name: validation[name] for name in ("loss", "accuracy")
+            name: validation[name] for name in ("loss", *METRICS)
           }
         carry = program.reset_metrics(carry)
         position.history.append(plain(record))
@@ -231,9 +238,15 @@ def resolve(config: Any, inputs: Mapping[str, str]) -> Any:
   """Returns a copy of ``config`` with its specs replaced by ``inputs``."""
   resolved = config.copy_and_resolve_references()
   for section, field in workdir_lib.SPEC_FIELDS:
-    if section in resolved and field in resolved[section]:
-      spec = resolved[section][field]
-      resolved[section][field] = inputs.get(spec, spec)
+    if section not in resolved or field not in resolved[section]:
+      continue
+    value = resolved[section][field]
+    if field == "synthetic":
+      pairs = sources.parse_weights(value)
+      value = sources.join_weights(
+        [(inputs.get(spec, spec), weight) for spec, weight in pairs]
+      )
+    resolved[section][field] = inputs.get(value, value)
   return resolved
 
 
@@ -310,6 +323,11 @@ def _check(config: Any, program: Program, data: ExperimentData) -> None:
     raise UserError(
       f"select={config.select!r} is unknown; known: {', '.join(SELECT)}."
     )
+  if config.select_metric not in METRICS:
+    raise UserError(
+      f"select_metric={config.select_metric!r} is unknown; known: "
+      f"{', '.join(METRICS)}."
+    )
   if unknown := set(config.evaluate_on) - {"test", "synthetic", "pool"}:
     raise UserError(
       f"evaluate_on={config.evaluate_on}: {sorted(unknown)[0]!r} is unknown; "
@@ -376,7 +394,10 @@ def _results(
     last = sum(stage.num_steps for stage in program.method.stages)
     for name in ("validation", *config.evaluate_on):
       if len(data.indices[name]):
-        evaluations[name] = program.evaluate(state, frozen, data.indices[name])
+        of_run = data.tested_by if name == "test" else None
+        evaluations[name] = program.evaluate(
+          state, frozen, data.indices[name], of_run
+        )
         losses = evaluations[name]["loss"]
         carry = program.mark_diverged(carry, losses, last)
   diverged = jax.device_get(carry["diverged"])
@@ -400,6 +421,8 @@ def _results(
       "class_names": data.class_names,
       "images": data.describe(),
       "provenance": data.provenance,
+      "warnings": data.warnings,
+      "feed": program.images.name,
     },
     "versions": results_lib.versions(),
     "commit": results_lib.commit(),

@@ -1,22 +1,27 @@
-"""The images of an experiment and who may see which, loaded from its config."""
+"""The images of an experiment and who may see which, from its config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
+from pathlib import Path
 from typing import Any
 
-from absl import logging
 import numpy as np
 
-from synguide_jax.data import sources, splits
+from synguide_jax.data import checks, classes, decode, layouts, sources, splits
+from synguide_jax.data.pixels import Pixels
+from synguide_jax.data.records import Index, Records
+from synguide_jax.data.sources import ImageSet
 from synguide_jax.errors import UserError
+
+DUPLICATES = ("warn", "drop", "error")
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentData:
-  """All images of an experiment in one array, and indices into it.
+  """All images of an experiment under one numbering, and indices into it.
 
   Attributes:
-    images: uint8 ``[N, H, W, C]``, real ones first.
+    pixels: The images, real ones first.
     labels: int32 ``[N]``.
     real: True where the image is real, ``[N]``.
     class_names: In label order.
@@ -24,16 +29,26 @@ class ExperimentData:
       drawn from), ``"validation"``, ``"test"`` and ``"synthetic"``.
     members: Indices each run trains on, ``members[set][r]``, for the sets
       ``"real"`` and ``"synthetic"``.
+    tested_by: With cross-validation, which of ``indices["test"]`` each run is
+      tested on, bool ``[runs, N_test]``; else None: all.
+    weights: How often each image is drawn, relative to the others of its
+      stream, float64 ``[N]``; None: all alike.
     provenance: Where each set comes from, and what was converted.
+    hashes: Of the pixels of each image, uint64 ``[N]``.
+    warnings: What is worth knowing before the results are trusted.
   """
 
-  images: np.ndarray
+  pixels: Pixels
   labels: np.ndarray
   real: np.ndarray
   class_names: tuple[str, ...]
   indices: Mapping[str, np.ndarray]
   members: Mapping[str, list[np.ndarray]]
-  provenance: Mapping[str, Mapping[str, Any]]
+  tested_by: np.ndarray | None
+  weights: np.ndarray | None
+  provenance: Mapping[str, Any]
+  hashes: np.ndarray
+  warnings: tuple[str, ...]
 
   def describe(self) -> dict[str, int]:
     """Number of images by role, for progress lines and results."""
@@ -51,15 +66,113 @@ class ExperimentData:
       for name, of_runs in self.members.items()
     }
 
+  def keep(self, file: Path) -> None:
+    """Writes who sees which image, or checks that it is as it was.
 
-def _official(
-  sets: Mapping[str, sources.ImageSet], *names: str
-) -> sources.ImageSet | None:
-  return next((sets[name] for name in names if name in sets), None)
+    Args:
+      file: An .npz file: the indices by role, those each run trains on
+        (``real_0``, ``synthetic_0``, ...), and labels and hashes of all images.
+
+    Raises:
+      UserError: the file is of other images.
+    """
+    arrays = {
+      **self.indices,
+      **{
+        f"{name}_{r}": index
+        for name, of_runs in self.members.items()
+        for r, index in enumerate(of_runs)
+      },
+      "labels": self.labels,
+      "hashes": self.hashes,
+      "class_names": np.asarray(self.class_names),
+    }
+    if self.tested_by is not None:
+      arrays["tested_by"] = self.tested_by
+    if not file.exists():
+      partial = file.with_name(f".{file.name}")
+      np.savez_compressed(partial, **arrays)
+      partial.replace(file)
+      return
+    with np.load(file) as kept:
+      same = set(kept.files) == set(arrays) and all(
+        np.array_equal(kept[name], array) for name, array in arrays.items()
+      )
+    if not same:
+      raise UserError(
+        f"The images are not those that {file.parent} was begun with. Choose "
+        "another --workdir, or delete it."
+      )
 
 
-def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
-  """Loads the sets of a config's ``data`` section and splits them.
+class _Collection:
+  """Rows of several sets' splits, given numbers and labels of this experiment.
+
+  Args:
+    real: The set whose classes are the experiment's.
+    wanted: Names of those to use; (): all.
+  """
+
+  def __init__(self, real: ImageSet, wanted: Sequence[str]):
+    known = real.class_names
+    if unknown := set(wanted) - set(known):
+      raise UserError(
+        f"data.classes: {real.spec} has no class "
+        f"{layouts.enumerate_names(unknown)}; it has "
+        f"{layouts.enumerate_names(known)}."
+      )
+    self.class_names = tuple(wanted) or known
+    self.parts: list[tuple[Records, np.ndarray]] = []
+    self.folds: list[np.ndarray] = []
+    self._labels, self._indices = [], []
+
+  def add(self, records: Records, names: Sequence[str]) -> np.ndarray:
+    """Adds a split's images of these classes, and returns their numbers.
+
+    Args:
+      records: The split.
+      names: What the experiment calls each of its classes.
+    """
+    new = np.array(
+      [
+        self.class_names.index(name) if name in self.class_names else -1
+        for name in names
+      ],
+      np.int32,
+    )
+    labels = new[records.index.labels]
+    rows = np.flatnonzero(labels >= 0)
+    start = sum(len(rows) for _, rows in self.parts)
+    self.parts.append((records, rows))
+    self._labels.append(labels[rows])
+    self._indices.append((records.index, rows))
+    return np.arange(start, start + len(rows), dtype=np.int32)
+
+  @property
+  def labels(self) -> np.ndarray:
+    return np.concatenate(self._labels)
+
+  def column(self, name: str, chosen: np.ndarray | None = None) -> np.ndarray:
+    """A column of the indices, for all images or the chosen ones."""
+    column = np.concatenate(
+      [getattr(index, name)[rows] for index, rows in self._indices]
+    )
+    return column if chosen is None else column[chosen]
+
+  def facts(self, chosen: np.ndarray) -> Index:
+    """The index of the chosen images."""
+    return Index(
+      **{
+        field.name: self.column(field.name, chosen)
+        for field in dataclasses.fields(Index)
+      }
+    )
+
+
+def load(
+  data: Any, *, seed: int, runs: tuple[int, ...]
+) -> ExperimentData:
+  """Opens the sets of a config's ``data`` section and splits them.
 
   Args:
     data: The config's section ``data``.
@@ -72,85 +185,247 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
   Raises:
     UserError: for sets that cannot be read, do not match, or are too small.
   """
-  size = data.store_size or data.image_size
-  shape = dict(
-    image_size=size, channels=data.channels, skip_damaged=data.skip_damaged
-  )
-  real_sets = sources.load(data.real, **shape)
-  train = _official(real_sets, "train")
-  if train is None:
+  real = sources.open_set(data.real, skip_damaged=data.skip_damaged)
+  if "train" not in real.splits:
     raise UserError(f"data.real={data.real!r} has no split named 'train'.")
-  parts = [train]
-  offset = len(train.labels)
-  indices = {"pool": np.arange(offset, dtype=np.int32)}
+  if not real.splits["train"].has_labels():
+    raise UserError(f"data.real={data.real!r} has no labels.")
+  images = _Collection(real, data.classes)
+  indices = _split_real(data, real, images)
+  num_real = len(images.labels)
+  synthetic = _open_synthetic(data, real, images)
+  of_source = [
+    images.add(found.splits[split], names) for found, split, names, _ in synthetic
+  ]
+  indices["synthetic"] = np.concatenate([np.zeros(0, np.int32), *of_source])
+  labels = images.labels
+  _check_kinds(data, images)
+  warnings = []
+  for (found, *_), index in zip(synthetic, of_source, strict=True):
+    _check_classes(found.spec, labels[index], images.class_names)
+    if note := _shortcut(images, indices["pool"], index):
+      warnings.append(f"{found.spec}: {note}")
+  hashes = images.column("hashes")
+  leaks, notes = _find_duplicates(data, hashes, indices)
+  _check_classes(data.real, labels[indices["pool"]], images.class_names)
+  members, tested_by = _members(data, seed, runs, images, indices)
+  return ExperimentData(
+    pixels=Pixels(
+      images.parts, data.store_size or data.image_size, data.channels
+    ),
+    labels=labels,
+    real=np.arange(len(labels)) < num_real,
+    class_names=images.class_names,
+    indices=indices,
+    members=members,
+    tested_by=tested_by,
+    weights=_weights(num_real, of_source, [w for *_, w in synthetic]),
+    provenance={
+      "real": real.provenance,
+      "synthetic": [found.provenance for found, *_ in synthetic],
+      "duplicates": leaks,
+    },
+    hashes=hashes,
+    warnings=(*warnings, *notes),
+  )
 
-  for role, count, names in (
-    ("test", data.test, ("test",)),
-    ("validation", data.validation, ("validation", "val")),
-  ):
-    official = None if count else _official(real_sets, *names)
-    if official is not None:
-      parts.append(sources.match_classes(train, official))
-      indices[role] = np.arange(
-        offset, offset + len(official.labels), dtype=np.int32
-      )
-      offset += len(official.labels)
+
+def _split_real(
+  data: Any, real: ImageSet, images: _Collection
+) -> dict[str, np.ndarray]:
+  """Numbers the real images by role: pool, validation, test."""
+  names = real.class_names
+  indices = {"pool": images.add(real.splits["train"], names)}
+  labels, groups = images.labels, None
+  if data.groups:
+    groups = splits.read_groups(data.groups, images.column("names"))
+  if data.folds and (data.test or data.test_split in real.splits):
+    raise UserError(
+      f"data.folds={data.folds} tests on the training images, but there are "
+      "test images: take data.folds=0, or a set without them and data.test=0."
+    )
+  for role, split in (("test", data.test_split), ("validation", "validation")):
+    count = data[role]
+    # The set's own split, unless it has another role or is not wanted.
+    own = not count and split in real.splits
+    if own and not (role == "validation" and split == data.test_split):
+      indices[role] = images.add(real.splits[split], names)
     else:
       indices["pool"], indices[role] = splits.split_off(
-        train.labels,
+        labels,
         indices["pool"],
         count,
         seed=data.split_seed,
         field=f"data.{role}",
+        groups=groups,
+        class_names=images.class_names,
       )
-
-  num_real, members = offset, {}
-  members["real"] = [
-    splits.draw_shots(
-      train.labels,
+  if data.folds:
+    parts = splits.folds(
+      labels,
       indices["pool"],
-      data.shots,
-      train.class_names,
-      seed=seed,
-      run=run,
+      data.folds,
+      seed=data.split_seed,
+      groups=groups,
+      class_names=images.class_names,
     )
-    for run in runs
-  ]
-  provenance = {"real": train.provenance}
-  indices["synthetic"] = np.zeros(0, np.int32)
-  if data.synthetic:
-    sets = sources.load(data.synthetic, **shape)
-    synthetic = _official(sets, "train") or next(iter(sets.values()))
-    synthetic = sources.match_classes(train, synthetic)
-    parts.append(synthetic)
-    indices["synthetic"] = np.arange(
-      offset, offset + len(synthetic.labels), dtype=np.int32
-    )
-    members["synthetic"] = [indices["synthetic"]] * len(runs)
-    provenance["synthetic"] = synthetic.provenance
-  images = np.concatenate([part.images for part in parts])
-  return ExperimentData(
-    images=images,
-    labels=np.concatenate([part.labels for part in parts]),
-    real=np.arange(len(images)) < num_real,
-    class_names=train.class_names,
-    indices=indices,
-    members=members,
-    provenance=provenance,
-  )
+    images.folds = parts
+    indices["test"] = indices["pool"]
+  return indices
 
 
-def warn_of_leaks(data: ExperimentData) -> None:
-  """Warns if held-out images are also, pixel for pixel, among the others."""
-
-  def contents(name):
-    return {data.images[i].tobytes() for i in data.indices[name]}
-
-  held_out = contents("test") | contents("validation")
-  for name in ("pool", "synthetic"):
-    if shared := len(held_out & contents(name)):
-      logging.warning(
-        "%d validation or test images are also among the %s images.",
-        shared,
-        {"pool": "real training", "synthetic": "synthetic"}[name],
+def _open_synthetic(
+  data: Any, real: ImageSet, images: _Collection
+) -> list[tuple[ImageSet, str, tuple[str, ...], float | None]]:
+  """Opens the synthetic sources: set, split, names of its classes, weight."""
+  opened = []
+  for spec, weight in sources.parse_weights(data.synthetic):
+    found = sources.open_set(spec, skip_damaged=data.skip_damaged)
+    split = "train" if "train" in found.splits else next(iter(found.splits))
+    if not found.splits[split].has_labels():
+      raise UserError(
+        f"{spec} has no labels. Let a classifier give it some: python -m "
+        f"synguide_jax.label --source={spec} --classifier=<workdir> "
+        "--output=<folder>."
       )
+    # All of the real set's classes, or just those that are used.
+    known = real.class_names
+    if set(found.class_names) <= set(images.class_names):
+      known = images.class_names
+    names = classes.match(
+      known,
+      found.class_names,
+      by=data.match_classes,
+      mapping=data.class_mapping,
+      real_spec=data.real,
+      synthetic_spec=spec,
+    )
+    opened.append((found, split, names, weight))
+  return opened
+
+
+def _check_kinds(data: Any, images: _Collection) -> None:
+  """Raises UserError for a mixture of grey and colour, unless it is wanted."""
+  grey = images.column("grey")
+  if data.convert_channels or grey.all():
+    return
+  if grey.any() or data.channels == 1:
+    counts = ", ".join(
+      f"{records.folder.parts[-3]} {records.split}: "
+      f"{int(records.index.grey[rows].sum())} grey of {len(rows)}"
+      for records, rows in images.parts
+    )
+    raise UserError(
+      f"Grey and colour images do not mix ({counts}; data.channels="
+      f"{data.channels}). Set data.convert_channels=True to convert them all."
+    )
+
+
+def _check_classes(
+  spec: str, labels: np.ndarray, class_names: Sequence[str]
+) -> None:
+  counts = np.bincount(labels, minlength=len(class_names))
+  if empty := {class_names[c] for c in np.flatnonzero(counts == 0)}:
+    raise UserError(
+      f"{spec} has no image of class {layouts.enumerate_names(empty)}."
+    )
+
+
+def _shortcut(
+  images: _Collection, real: np.ndarray, synthetic: np.ndarray
+) -> str | None:
+  """How the files of a source differ from the real ones, if they do."""
+  # Without loss it does not matter in which format, or if in a file at all.
+  sides = [
+    dataclasses.replace(
+      side,
+      formats=np.where(np.isin(side.formats, decode.LOSSLESS), "lossless", side.formats),
+    )
+    for side in (images.facts(real), images.facts(synthetic))
+  ]
+  found = checks.file_shortcut(*sides)
+  return found.message if found else None
+
+
+def _find_duplicates(
+  data: Any, hashes: np.ndarray, indices: dict[str, np.ndarray]
+) -> tuple[dict[str, int], list[str]]:
+  """Finds held-out images among the others; drops them where that is wanted.
+
+  Returns:
+    How many of the others they are, by role, and warnings.
+  """
+  if data.duplicates not in DUPLICATES:
+    raise UserError(
+      f"data.duplicates={data.duplicates!r} is unknown; known: "
+      f"{', '.join(DUPLICATES)}."
+    )
+  # With folds every real image is held out from some runs.
+  held_out = np.concatenate([indices["validation"], indices["test"]])
+  found, notes = {}, []
+  for role in ("synthetic",) if data.folds else ("pool", "synthetic"):
+    leaks = checks.find_leaks(hashes, held_out, indices[role])
+    found[role] = len(leaks)
+    if not len(leaks):
+      continue
+    shared = len(np.unique(hashes[leaks]))
+    kind = {"pool": "real training", "synthetic": "synthetic"}[role]
+    note = f"{shared} validation or test images are also among the {kind} images"
+    if data.duplicates == "error":
+      raise UserError(
+        f"{note} ({len(leaks)} of them). data.duplicates='drop' leaves those "
+        "out."
+      )
+    if data.duplicates == "drop":
+      indices[role] = np.setdiff1d(indices[role], leaks)
+      note = f"Left out {len(leaks)} {kind} images: {note}"
+    notes.append(f"{note}.")
+  return found, notes
+
+
+def _members(
+  data: Any,
+  seed: int,
+  runs: Sequence[int],
+  images: _Collection,
+  indices: Mapping[str, np.ndarray],
+) -> tuple[dict[str, list[np.ndarray]], np.ndarray | None]:
+  """What each run trains on, and is tested on if that differs."""
+  pools, tested_by = [indices["pool"]] * len(runs), None
+  if data.folds:
+    left_out = [images.folds[run % data.folds] for run in runs]
+    pools = [np.setdiff1d(p, o) for p, o in zip(pools, left_out, strict=True)]
+    tested_by = np.stack([np.isin(indices["test"], o) for o in left_out])
+  members = {
+    "real": [
+      splits.draw_shots(
+        images.labels,
+        pool,
+        data.shots,
+        images.class_names,
+        seed=seed,
+        run=run,
+      )
+      for pool, run in zip(pools, runs, strict=True)
+    ]
+  }
+  if data.synthetic:
+    members["synthetic"] = [indices["synthetic"]] * len(runs)
+  return members, tested_by
+
+
+def _weights(
+  num_real: int,
+  of_source: Sequence[np.ndarray],
+  weights: Sequence[float | None],
+) -> np.ndarray | None:
+  """Weight of every image: 1 on average, for real and synthetic ones."""
+  if len(of_source) < 2 or weights[0] is None:
+    return None
+  share = np.asarray(weights) / np.sum(weights)
+  total = sum(map(len, of_source))
+  of_image = [
+    np.full(len(index), part * total / len(index))
+    for part, index in zip(share, of_source, strict=True)
+  ]
+  return np.concatenate([np.ones(num_real), *of_image])

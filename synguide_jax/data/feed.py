@@ -8,6 +8,7 @@ same images, and resuming needs the position and nothing else.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class _Passes:
   """An endless sequence made of shuffled passes over ``members``."""
 
   def __init__(self, members: np.ndarray, key: tuple[int, ...]):
-    self._members = members
+    self._members, self.dtype = members, members.dtype
     # Consecutive batches fall into the same pass or its neighbour.
     self._pass = functools.lru_cache(maxsize=2)(
       lambda number: _rng(*key, number).permutation(members)
@@ -77,6 +78,52 @@ class _Passes:
     return drawn
 
 
+# Weights are kept to one part in so many; a round of draws has as many.
+_ROUND = 1 << 16
+
+
+class _Mixture:
+  """An endless sequence that takes from several groups in fixed shares.
+
+  A round takes ``quotas[g]`` images of group ``g``, in shuffled order; those of
+  a group come from shuffled passes over it.
+  """
+
+  def __init__(
+    self,
+    groups: Sequence[np.ndarray],
+    quotas: Sequence[int],
+    key: tuple[int, ...],
+  ):
+    pattern = np.repeat(np.arange(len(groups)), quotas)
+    self._quotas, self._length = quotas, len(pattern)
+    self._order = _Passes(pattern, (*key, 0))
+    self._passes = [
+      _Passes(group, (*key, 1, number)) for number, group in enumerate(groups)
+    ]
+
+  def __call__(self, positions: np.ndarray) -> np.ndarray:
+    # From the beginning of a round, to count what it took of each group.
+    rounds = positions[0] // self._length
+    start = rounds * self._length
+    which = self._order(np.arange(start, positions[-1] + 1))
+    drawn = np.empty(len(which), self._passes[0].dtype)
+    for group, passes in enumerate(self._passes):
+      here = np.flatnonzero(which == group)
+      drawn[here] = passes(rounds * self._quotas[group] + np.arange(len(here)))
+    return drawn[positions[0] - start :]
+
+
+def _quotas(weights: Sequence[float]) -> np.ndarray:
+  """Images of each group a round, by largest remainders; at least one."""
+  exact = np.asarray(weights, np.float64) / np.sum(weights) * _ROUND
+  quotas = np.maximum(np.floor(exact), 1).astype(np.int64)
+  missing = _ROUND - quotas.sum()
+  if missing > 0:
+    quotas[np.argsort(quotas - exact, kind="stable")[:missing]] += 1
+  return quotas // np.gcd.reduce(quotas)
+
+
 class Sampler:
   """Draws a stream's indices for one run; a pure function of the step.
 
@@ -85,6 +132,9 @@ class Sampler:
     members: Indices to draw from, ``[N]``.
     labels: Label of each member, ``[N]``.
     key: Non-negative integers that identify seed, run, stage and stream.
+    weights: Weight of each member, ``[N]``, the same for all of a source, whose
+      images are drawn in proportion to the sum; None: all alike. A
+      ``"balanced"`` stream has no use for them.
   """
 
   def __init__(
@@ -93,45 +143,44 @@ class Sampler:
     members: np.ndarray,
     labels: np.ndarray,
     key: tuple[int, ...],
+    weights: np.ndarray | None = None,
   ):
     if len(members) == 0:
       raise UserError(f"The {stream.set!r} set has no image to draw from.")
     self._stream, self._members, self._key = stream, members, key
-    if stream.sampler == "epoch":
-      self._passes = [_Passes(members, key)]
-    elif stream.sampler == "balanced":
-      classes = np.unique(labels)
-      self._order = _Passes(np.arange(len(classes)), (*key, 0))
-      self._passes = [
-        _Passes(members[labels == c], (*key, 1, int(c))) for c in classes
-      ]
+    self._share = None if weights is None else weights / weights.sum()
+    if stream.sampler == "balanced":
+      groups = [members[labels == c] for c in np.unique(labels)]
+      self._sequence = _Mixture(groups, [1] * len(groups), key)
+    elif weights is None or np.ptp(weights) == 0:
+      self._sequence = _Passes(members, key)
+    else:
+      values = np.unique(weights)
+      groups = [members[weights == value] for value in values]
+      totals = [value * len(g) for value, g in zip(values, groups, strict=True)]
+      self._sequence = _Mixture(groups, _quotas(totals), key)
 
   def __call__(self, step: int) -> np.ndarray:
     """Returns the indices of the batch of ``step``, int32 ``[batch_size]``."""
     size = self._stream.batch_size
-    positions = np.arange(step * size, (step + 1) * size)
     if self._stream.sampler == "uniform":
-      choice = _rng(*self._key, step).integers(len(self._members), size=size)
-      return self._members[choice]
-    if self._stream.sampler == "epoch":
-      return self._passes[0](positions)
-    # Balanced: the n-th round over the classes takes each class's n-th image.
-    rounds, which = positions // len(self._passes), self._order(positions)
-    drawn = np.empty(size, self._members.dtype)
-    for c, passes in enumerate(self._passes):
-      drawn[which == c] = passes(rounds[which == c])
-    return drawn
+      count, rng = len(self._members), _rng(*self._key, step)
+      if self._share is None:
+        return self._members[rng.integers(count, size=size)]
+      return self._members[rng.choice(count, size, p=self._share)]
+    return self._sequence(np.arange(step * size, (step + 1) * size))
 
 
 class Feed:
-  """Draws the batches of all runs.
+  """Draws the batches of all runs. Small when pickled.
 
   Args:
-    members: Indices into the stored images that each run may train on, by set:
+    members: Indices into the images that each run may train on, by set:
       ``members[set][r]`` is an int32 array.
-    labels: Label of every stored image.
+    labels: Label of every image.
     seed: Seed of the experiment.
     runs: Numbers of the runs; a run draws the same alone and in company.
+    weights: Weight of every image, see :class:`Sampler`.
   """
 
   def __init__(
@@ -141,9 +190,14 @@ class Feed:
     *,
     seed: int,
     runs: Sequence[int],
+    weights: np.ndarray | None = None,
   ):
-    self._members, self._labels = members, labels
+    self._members, self._labels, self._weights = members, labels, weights
     self._seed, self._runs = seed, tuple(runs)
+    self._cache: dict[Any, list[Sampler]] = {}
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**vars(self), "_cache": {}}
 
   def _members_of(self, set_name: str, r: int) -> np.ndarray:
     if set_name != "mixed":
@@ -151,20 +205,27 @@ class Feed:
     both = [self._members_of(name, r) for name in ("real", "synthetic")]
     return np.concatenate(both)
 
-  @functools.cache  # noqa: B019 (a feed lives as long as its training)
-  def _samplers(self, stage: int, number: int, stream: Stream) -> list[Sampler]:
-    samplers = []
-    for r, run in enumerate(self._runs):
+  def _sampler(self, stage: int, number: int, stream: Stream, r: int) -> Sampler:
+    place = stage, number, r
+    if place not in self._cache:
       members = self._members_of(stream.set, r)
-      key = (self._seed, run, stage, number)
-      samplers.append(Sampler(stream, members, self._labels[members], key))
-    return samplers
+      weights = None if self._weights is None else self._weights[members]
+      key = (self._seed, self._runs[r], stage, number)
+      self._cache[place] = Sampler(
+        stream, members, self._labels[members], key, weights
+      )
+    return self._cache[place]
 
   def __call__(
     self, stage: int, streams: Mapping[str, Stream], step: int
   ) -> dict[str, np.ndarray]:
     """Returns int32 indices ``[runs, batch_size]`` by stream name."""
     return {
-      name: np.stack([s(step) for s in self._samplers(stage, number, stream)])
+      name: np.stack(
+        [
+          self._sampler(stage, number, stream, r)(step)
+          for r in range(len(self._runs))
+        ]
+      )
       for number, (name, stream) in enumerate(sorted(streams.items()))
     }

@@ -1,0 +1,53 @@
+"""Your own two folders of images, real and synthetic, with both guidances.
+
+  python -m synguide_jax.main --config=configs/folder.py \
+      --config.data.real=folder:<path> --config.data.synthetic=folder:<path>
+
+The real one holds <split>/<class>/<image>, the splits being train, validation
+and test, the synthetic one <class>/<image>. Without splits say how many images
+to set aside; a generator must not have been trained on them:
+
+      --config.data.validation=100 --config.data.test=200
+
+With few images, test on all of them by cross-validation: each of five runs
+leaves another fifth out.
+
+      --config.data.folds=5 --config.num_runs=5 --config.data.validation=100
+
+Images of one object must stay together; here those named alike up to their
+last _:
+
+      --config.data.groups='pattern:[^/]*(?=_[^/]*$)'
+
+Grey images become RGB ones, as the ImageNet network wants. What it is worth:
+
+  python -m synguide_jax.sweep --config=configs/folder.py <the same fields>
+  python -m synguide_jax.table --workdirs='runs/folder/*'
+
+Hardware, wall time and result: yours.
+"""
+
+from synguide_jax import config as config_lib
+from synguide_jax import paper
+
+ARGS = ("full", "smoke")
+
+
+def get_config(arg=None):
+  """Returns the config; ``arg`` is one of ``ARGS``, "full" by default."""
+  arg = config_lib.check_arg(arg, ARGS, default="full")
+  config = paper.low_shot()
+  # Both must be given.
+  config.data.real = ""
+  config.data.synthetic = ""
+  # 32 real and 32 synthetic images a step; the same for every method.
+  config.batch_size = 64
+  config.num_steps = 5_000
+  config.eval_every = 250
+  return config_lib.smoke(config) if arg == "smoke" else config
+
+
+def get_sweep(arg=None):
+  """Returns the rows of the paper's Table 4 that can be trained."""
+  del arg
+  return paper.low_shot_rows()

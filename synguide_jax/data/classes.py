@@ -1,0 +1,66 @@
+"""Which class of the real images a synthetic class is."""
+
+from collections.abc import Sequence
+
+from synguide_jax.data.layouts import enumerate_names
+from synguide_jax.errors import UserError
+
+MATCH = ("name", "index")
+
+
+def match(
+  real: Sequence[str],
+  synthetic: Sequence[str],
+  *,
+  by: str = "name",
+  mapping: Sequence[str] = (),
+  real_spec: str = "real",
+  synthetic_spec: str = "synthetic",
+) -> tuple[str, ...]:
+  """Returns what each synthetic class is called among the real ones.
+
+  Args:
+    real: Names of the real classes.
+    synthetic: Names of the synthetic classes.
+    by: ``"name"``, or ``"index"``: the n-th is the n-th, whatever its name.
+    mapping: ``"synthetic name=real name"`` for classes whose names differ.
+    real_spec: What the real set is called in messages.
+    synthetic_spec: What the synthetic set is called in messages.
+
+  Raises:
+    UserError: the classes do not match; the message shows both lists.
+  """
+  lists = (
+    f"{real_spec}: {enumerate_names(real)}. "
+    f"{synthetic_spec}: {enumerate_names(synthetic)}."
+  )
+  if by not in MATCH:
+    raise UserError(
+      f"data.match_classes={by!r} is unknown; known: {', '.join(MATCH)}."
+    )
+  if by == "index":
+    if len(real) != len(synthetic):
+      raise UserError(
+        "data.match_classes='index' needs as many synthetic as real classes: "
+        f"{len(synthetic)} and {len(real)}. {lists}"
+      )
+    return tuple(real)
+  renamed = {}
+  for pair in mapping:
+    old, equals, new = pair.partition("=")
+    if not equals or new not in real:
+      raise UserError(
+        f"data.class_mapping: {pair!r} must be 'synthetic name=real name'. "
+        f"{lists}"
+      )
+    renamed[old] = new
+  names = tuple(renamed.get(name, name) for name in synthetic)
+  missing, unknown = set(real) - set(names), set(names) - set(real)
+  if missing or unknown:
+    raise UserError(
+      "The real and the synthetic set must have classes of the same names. "
+      f"{lists} Only in {real_spec}: {enumerate_names(missing)}; "
+      f"only in {synthetic_spec}: {enumerate_names(unknown)}. "
+      "data.class_mapping and data.match_classes tell which is which."
+    )
+  return names

@@ -1,0 +1,79 @@
+"""The pixels of an experiment's images, by number; decoded when asked for."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from synguide_jax.data import decode
+from synguide_jax.data.records import Records
+
+_BLOCK = 512  # encoded images in memory at a time
+
+
+class Pixels:
+  """Images of several sets under one numbering. Small when pickled.
+
+  Args:
+    parts: Records and the rows of them that are used; their images are
+      numbered one part after the other.
+    size: Height and width to make them, pixels.
+    channels: 1 (grey) or 3 (RGB).
+
+  Attributes:
+    shape: ``(N, size, size, channels)``.
+  """
+
+  def __init__(
+    self,
+    parts: Sequence[tuple[Records, np.ndarray]],
+    size: int,
+    channels: int,
+  ):
+    self._parts = tuple(parts)
+    self._starts = np.cumsum([0, *(len(rows) for _, rows in parts)])
+    self.shape = (int(self._starts[-1]), size, size, channels)
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  @property
+  def nbytes(self) -> int:
+    """Size of all images, decoded."""
+    return int(np.prod(self.shape, dtype=np.int64))
+
+  def read(
+    self, indices: np.ndarray | None = None, threads: int | None = None
+  ) -> np.ndarray:
+    """Decodes images.
+
+    Args:
+      indices: Their numbers, of any shape; by default all.
+      threads: Threads that decode; by default one a core.
+
+    Returns:
+      uint8 ``[..., size, size, channels]``.
+    """
+    indices = np.arange(len(self)) if indices is None else np.asarray(indices)
+    flat, size, channels = indices.ravel(), self.shape[1], self.shape[3]
+    images = np.empty((len(flat), *self.shape[1:]), np.uint8)
+    decoded = decode.in_threads(
+      lambda encoded: decode.decode(encoded, size, channels),
+      self._encoded(flat),
+      threads,
+    )
+    for image, pixels in zip(images, decoded, strict=True):
+      image[:] = pixels
+    return images.reshape(*indices.shape, *self.shape[1:])
+
+  def _encoded(self, indices: np.ndarray):
+    part_of = np.searchsorted(self._starts, indices, side="right") - 1
+    for start in range(0, len(indices), _BLOCK):
+      here = slice(start, start + _BLOCK)
+      found = [b""] * len(indices[here])
+      for number in np.unique(part_of[here]):
+        records, rows = self._parts[number]
+        places = np.flatnonzero(part_of[here] == number)
+        wanted = rows[indices[here][places] - self._starts[number]]
+        for place, encoded in zip(places, records.encoded(wanted), strict=True):
+          found[place] = encoded
+      yield from found

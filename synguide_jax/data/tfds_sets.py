@@ -1,0 +1,94 @@
+"""Sets that tfds knows: found, or downloaded and prepared."""
+
+import contextlib
+import difflib
+import os
+from pathlib import Path
+import re
+from typing import Any
+import warnings
+
+from etils import epath
+import filelock
+
+from synguide_jax.cache import cache_dir
+from synguide_jax.data import records
+from synguide_jax.errors import UserError
+
+
+def find_or_prepare(name: str) -> Path:
+  """Returns the folder of a tfds set, downloading and preparing it if needed.
+
+  The set is looked for in ``$TFDS_DATA_DIR`` (``~/tensorflow_datasets``) and is
+  prepared there as array_record. If it is there in another format, which tfds
+  does not mix, the array_record copy goes to the cache folder instead.
+
+  Args:
+    name: As tfds spells it: ``name[/config][:version]``.
+
+  Raises:
+    UserError: tfds does not know the set, or could not prepare it.
+  """
+  theirs = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  theirs, ours = epath.Path(theirs).expanduser(), cache_dir() / "tfds"
+  if folder := _find(name, theirs) or _find(name, ours):
+    return folder
+  ours.mkdir(parents=True, exist_ok=True)
+  with filelock.FileLock(ours / (re.sub(r"\W+", "_", name) + ".lock")):
+    if folder := _find(name, theirs) or _find(name, ours):
+      return folder
+    builder = _builder(name, theirs)
+    if builder.is_prepared():
+      builder = _builder(name, ours)
+    import_tensorflow(name)
+    try:
+      builder.download_and_prepare(
+        file_format="array_record", download_dir=theirs / "downloads"
+      )
+    except Exception as e:  # network, checksum, manual download, disk, ...
+      raise UserError(f"tfds could not prepare {name!r}: {e}") from e
+  return epath.Path(builder.data_dir)
+
+
+def _builder(name: str, data_dir: Path) -> Any:
+  import tensorflow_datasets as tfds
+
+  try:
+    return tfds.builder(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError as e:
+    # Its own message lists all sets.
+    known = tfds.list_builders(with_community_datasets=False)
+    close = difflib.get_close_matches(re.split("[/:]", name)[0], known)
+    raise UserError(
+      f"tfds knows no set {name!r}, nor is it stored in {data_dir} as "
+      "array_record, which could be read without its code. "
+      f"Similar names: {', '.join(close) or 'none'}."
+    ) from e
+  except Exception as e:  # wrong config or version, each its own type
+    raise UserError(f"tfds cannot load {name!r}: {e}") from e
+
+
+def _find(name: str, data_dir: Path) -> Path | None:
+  builder = _builder(name, data_dir)
+  if builder.is_prepared() and records.is_array_record(builder):
+    return epath.Path(builder.data_dir)
+  return None
+
+
+def import_tensorflow(name: str) -> None:
+  """Imports TensorFlow to prepare ``name``, since tfds would do so noisily."""
+  # Read once, by the C++ code, when TensorFlow is loaded.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  try:
+    with warnings.catch_warnings():
+      # TensorFlow and what it imports warn of calls of their own.
+      warnings.simplefilter("ignore")
+      import tensorflow as tf
+  except ImportError as e:
+    raise UserError(
+      f"Preparing {name} needs TensorFlow: pip install tensorflow-cpu."
+    ) from e
+  # TensorFlow is to encode images, not to take the memory of the GPU from JAX.
+  # Once somebody else has used it, it is too late for that.
+  with contextlib.suppress(RuntimeError):
+    tf.config.set_visible_devices([], "GPU")

@@ -1,0 +1,257 @@
+"""Where the images are while a method trains: in device memory, or streamed.
+
+Both show the same images at the same step.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import itertools
+import os
+from typing import Any
+
+from absl import flags
+import flax.struct
+import grain
+import jax
+import numpy as np
+
+from synguide_jax import mesh as mesh_lib
+from synguide_jax.data.pixels import Pixels
+from synguide_jax.errors import UserError
+
+FEEDS = ("auto", "resident", "stream")
+
+# step -> indices by stream, [runs, batch_size].
+Draw = Callable[[int], Mapping[str, np.ndarray]]
+
+
+@flax.struct.dataclass
+class Drawn:
+  """Some images, by number.
+
+  Attributes:
+    index: int32 ``[...]``.
+    images: uint8 ``[..., H, W, C]`` if they are streamed; else None.
+  """
+
+  index: jax.Array
+  images: jax.Array | None
+
+  def look_up(self, stored: jax.Array | None) -> jax.Array:
+    """Returns the images, out of ``stored`` ``[N, H, W, C]`` if it is there."""
+    return self.images if stored is None else stored[self.index]
+
+
+def create(
+  data: Any, pixels: Pixels, mesh: jax.sharding.Mesh
+) -> "Resident | Streamed":
+  """Makes one of the two, as the config's ``data`` section says.
+
+  ``"auto"`` is resident if all images take no more than ``resident_share`` of
+  a device's memory; on the CPU, of the machine's.
+
+  Raises:
+    UserError: for an unknown feed or a share out of range.
+  """
+  if data.feed not in FEEDS:
+    raise UserError(
+      f"data.feed={data.feed!r} is unknown; known: {', '.join(FEEDS)}."
+    )
+  if not 0 < data.resident_share <= 1:
+    raise UserError(
+      f"data.resident_share={data.resident_share} must be in (0, 1]."
+    )
+  if data.num_workers < -1:
+    raise UserError(
+      f"data.num_workers={data.num_workers} must be a number of processes, or "
+      "-1 for one a core."
+    )
+  fits = pixels.nbytes <= data.resident_share * _memory(mesh.devices.flat[0])
+  if data.feed == "resident" or (data.feed == "auto" and fits):
+    return Resident(pixels, mesh)
+  workers = data.num_workers
+  return Streamed(
+    pixels, mesh, (os.cpu_count() or 1) if workers < 0 else workers
+  )
+
+
+def _memory(device: jax.Device) -> int:
+  stats = device.memory_stats() if device.platform != "cpu" else None
+  if stats and "bytes_limit" in stats:
+    return stats["bytes_limit"]
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class Resident:
+  """All images decoded, on every device; a step gathers its own.
+
+  Attributes:
+    stored: uint8 ``[N, H, W, C]``.
+  """
+
+  name = "resident"
+
+  def __init__(self, pixels: Pixels, mesh: jax.sharding.Mesh):
+    self._mesh = mesh
+    self.stored = jax.device_put(pixels.read(), mesh_lib.replicated(mesh))
+
+  def abstract(self, shape: tuple[int, ...]) -> Drawn:
+    """Shapes and types of what is drawn, for indices of a shape."""
+    return Drawn(jax.ShapeDtypeStruct(shape, np.int32), None)
+
+  def batches(
+    self, draw: Draw, start: int, stop: int
+  ) -> Iterator[Mapping[str, Drawn]]:
+    """Yields what the steps from ``start`` to ``stop`` draw, on devices."""
+    sharding = mesh_lib.per_run_and_image(self._mesh)
+    for step in range(start, stop):
+      placed = jax.device_put(dict(draw(step)), sharding)
+      yield {name: Drawn(index, None) for name, index in placed.items()}
+
+  def listed(
+    self, batches: list[np.ndarray], sharding: jax.sharding.Sharding
+  ) -> Iterator[Drawn]:
+    """Yields batches of given indices ``[B]``, on devices."""
+    for index in batches:
+      yield Drawn(jax.device_put(index, sharding), None)
+
+
+class Streamed:
+  """Images decoded as steps need them, ahead, by Grain.
+
+  Every process decodes what its own devices see, and no more.
+
+  Attributes:
+    stored: None.
+  """
+
+  name, stored = "stream", None
+
+  def __init__(self, pixels: Pixels, mesh: jax.sharding.Mesh, workers: int):
+    self._pixels, self._mesh, self._workers = pixels, mesh, workers
+
+  def abstract(self, shape: tuple[int, ...]) -> Drawn:
+    """Shapes and types of what is drawn, for indices of a shape."""
+    images = (*shape, *self._pixels.shape[1:])
+    return Drawn(
+      jax.ShapeDtypeStruct(shape, np.int32),
+      jax.ShapeDtypeStruct(images, np.uint8),
+    )
+
+  def batches(
+    self, draw: Draw, start: int, stop: int
+  ) -> Iterator[Mapping[str, Drawn]]:
+    """Yields what the steps from ``start`` to ``stop`` draw, on devices."""
+    sharding = mesh_lib.per_run_and_image(self._mesh)
+    source = _Batches(self._pixels, draw, stop, sharding)
+    for drawn in _prefetched(source, start, stop, self._workers):
+      yield {
+        name: source.place(index, images)
+        for name, (index, images) in drawn.items()
+      }
+
+  def listed(
+    self, batches: list[np.ndarray], sharding: jax.sharding.Sharding
+  ) -> Iterator[Drawn]:
+    """Yields batches of given indices ``[B]``, on devices."""
+    # Too short for processes to start.
+    source = _Batches(self._pixels, _Listed(batches), len(batches), sharding)
+    for drawn in _prefetched(source, 0, len(batches), 0):
+      yield source.place(*drawn[""])
+
+
+class _Listed:
+  """Draws given batches."""
+
+  def __init__(self, batches: list[np.ndarray]):
+    self._batches = batches
+
+  def __call__(self, step: int) -> Mapping[str, np.ndarray]:
+    return {"": self._batches[step]}
+
+
+class _Batches:
+  """Grain's random access source: item ``n`` is what step ``n`` draws.
+
+  Items are, by stream, all indices and the decoded images of those that the
+  devices of this process see.
+  """
+
+  def __init__(
+    self,
+    pixels: Pixels,
+    draw: Draw,
+    length: int,
+    sharding: jax.sharding.Sharding,
+  ):
+    self._pixels, self._draw, self._length = pixels, draw, length
+    self._sharding = sharding
+    self._share: dict[tuple[int, ...], tuple[slice, ...]] = {}
+    for index in draw(0).values():
+      self._share[index.shape] = _own_share(sharding, index.shape)
+    self.threads = 1
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Workers have no devices.
+    return {**vars(self), "_sharding": None}
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __repr__(self) -> str:
+    return f"{type(self).__name__}({self._length})"
+
+  def __getitem__(
+    self, step: int
+  ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    drawn = {}
+    for name, index in self._draw(int(step)).items():
+      own = index[self._share[index.shape]]
+      drawn[name] = index, self._pixels.read(own, self.threads)
+    return drawn
+
+  def place(self, index: np.ndarray, images: np.ndarray) -> Drawn:
+    """Puts an item's arrays on the devices."""
+    shape = (*index.shape, *images.shape[index.ndim :])
+    return Drawn(
+      jax.device_put(index, self._sharding),
+      jax.make_array_from_process_local_data(self._sharding, images, shape),
+    )
+
+
+def _own_share(
+  sharding: jax.sharding.Sharding, shape: tuple[int, ...]
+) -> tuple[slice, ...]:
+  """The part of an array that is on this process's devices."""
+  slices = sharding.addressable_devices_indices_map(shape).values()
+  return tuple(
+    slice(
+      min(s.start or 0 for s in of_axis),
+      max(size if s.stop is None else s.stop for s in of_axis),
+    )
+    for size, of_axis in zip(shape, zip(*slices, strict=True), strict=False)
+  )
+
+
+def _prefetched(
+  source: _Batches, start: int, stop: int, workers: int
+) -> Iterator[Any]:
+  """Iterates over ``source[start:stop]``, decoding ahead of the consumer."""
+  data = grain.MapDataset.source(source)[start:stop]
+  if workers:
+    # Grain asks its own flags, which only commands parse.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    data = data.to_iter_dataset(options).mp_prefetch(
+      grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+    )
+  else:
+    threads = os.cpu_count() or 1
+    options = grain.ReadOptions(threads, prefetch_buffer_size=2 * threads)
+    data = data.to_iter_dataset(options)
+  iterator = iter(data)
+  try:
+    yield from itertools.chain(iterator)
+  finally:
+    if hasattr(iterator, "close"):
+      iterator.close()
