@@ -26,6 +26,8 @@ def get_config(arg=None):
   config = paper.zero_shot(scratch=arg == "scratch")
   config.data.real = "tfds:caltech_birds2011"
   config.data.match_classes = "index"
+  # A few of the photographs are grey.
+  config.data.convert_channels = True
   # Left out of "Real", as in cub_lowshot.py.
   config.data.validation = 1_000
   return config_lib.smoke(config) if arg == "smoke" else config

@@ -11,9 +11,8 @@ ILSVRC2012_img_val.tar into $TFDS_DATA_DIR/downloads/manual first. Its classes
 are WordNet's, and the folders of the synthetic images are called like them:
 n01440764 to n15075141.
 
-The usual test images are tfds's split "validation", and results.json says
-validation for them. The weights tested are the last (select), so nothing is
-chosen by them.
+The usual test images are tfds's split "validation" (data.test_split); those
+that weights are chosen by are split off the training images.
 
 Method aug draws from the union of both sets; --config.method=guided adds Real
 and Pretrained Guidance, M_p having learnt from these very images and labels. An
@@ -34,11 +33,15 @@ def get_config(arg=None):
   config = paper.low_shot()
   config.method = "aug"
   config.num_runs = 1
-  config.select = "last"
-  # Its test images have no labels, and there may be a million synthetic ones.
-  config.evaluate_on = ()
+  # Not on the synthetic images; there may be a million.
+  config.evaluate_on = ("test",)
 
   config.data.real = "tfds:imagenet2012"
+  config.data.test_split = "validation"
+  # Ten of each class.
+  config.data.validation = 10_000
+  # Some of the photographs are grey.
+  config.data.convert_channels = True
   config.data.feed = "stream"
   config.data.crop = "random_resized"
 

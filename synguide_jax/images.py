@@ -4,7 +4,7 @@ Both show the same images at the same step.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-import itertools
+import gc
 import os
 from typing import Any
 
@@ -188,7 +188,6 @@ class _Batches:
     self._share: dict[tuple[int, ...], tuple[slice, ...]] = {}
     for index in draw(0).values():
       self._share[index.shape] = _own_share(sharding, index.shape)
-    self.threads = 1
 
   def __getstate__(self) -> dict[str, Any]:
     # Workers have no devices.
@@ -206,7 +205,8 @@ class _Batches:
     drawn = {}
     for name, index in self._draw(int(step)).items():
       own = index[self._share[index.shape]]
-      drawn[name] = index, self._pixels.read(own, self.threads)
+      # Several items are decoded at a time, each by one thread.
+      drawn[name] = index, self._pixels.read(own, threads=1)
     return drawn
 
   def place(self, index: np.ndarray, images: np.ndarray) -> Drawn:
@@ -251,7 +251,15 @@ def _prefetched(
     data = data.to_iter_dataset(options)
   iterator = iter(data)
   try:
-    yield from itertools.chain(iterator)
+    for item in iterator:
+      # Copies, since on the CPU a device's array may be the host's, and what
+      # workers share has to be given back.
+      copy = jax.tree.map(np.array, item)
+      del item
+      yield copy
   finally:
-    if hasattr(iterator, "close"):
-      iterator.close()
+    iterator.close()
+    # Its last items are in cycles; the shared memory of what is left at the
+    # end of the process is complained about.
+    del iterator, data
+    gc.collect()

@@ -77,6 +77,22 @@ def test_every_config_has_a_smoke_form(file):
   assert "smoke" in _args(file)
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_a_smoke_form_is_the_config_without_data_or_weights(file):
+  config, smoke = config_lib.load(file), config_lib.load(f"{file}:smoke")
+  fetched = ("tfds:", "hf:", "folder:", "npz:", "stylegan:", "prepared:")
+  specs = [smoke.data.real, smoke.data.synthetic]
+  if config.method != "diffusion":
+    specs += [smoke.model.init, smoke.pretrained.weights]
+  assert [spec for spec in specs if spec.startswith(fetched)] == []
+  # Many steps would be no smoke test, another network one of another thing.
+  assert 0 < smoke.num_steps <= 6
+  for field in ("name", "image_size", "mean", "std"):
+    assert smoke.model.get(field) == config.model.get(field)
+  for field in ("image_size", "store_size", "channels", "padding", "crop"):
+    assert smoke.data[field] == config.data[field]
+
+
 WITH_SWEEP = [
   spec for spec in SPECS if "get_sweep" in config_lib.find(spec)[0].read_text()
 ]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from synguide_jax import images
 from synguide_jax import mesh as mesh_lib
 from synguide_jax.data import experiment_data
 from synguide_jax.data.feed import Feed
@@ -25,10 +26,10 @@ def steps(config, devices, count):
   carry, _ = program.enter(0, carry, frozen)
   step, metrics = program.step(0, frozen), []
   params = [jax.device_get(carry["state"].params)]
-  streams = program.method.stages[0].streams
+  batches = program.batches(feed, 0, 0)
   for number in range(count):
     carry = program.reset_metrics(carry)
-    carry = step(carry, feed(0, streams, number), number)
+    carry = step(carry, next(batches), number)
     metrics.append(jax.device_get(carry["metrics"]))
     params.append(jax.device_get(carry["state"].params))
   return metrics, params, step.num_compilations()
@@ -54,7 +55,13 @@ def test_sharded_equals_one_device(overrides):
   )
   metrics, params, compilations = steps(config, jax.devices(), 10)
   assert compilations == 1
-  single_metrics, single_params, _ = steps(config, jax.devices()[:1], 10)
+  # The other side has its images streamed.
+  config.data.feed = "stream"
+  config.data.num_workers = 0
+  single_metrics, single_params, compilations = steps(
+    config, jax.devices()[:1], 10
+  )
+  assert compilations == 1
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
     metrics,
@@ -81,11 +88,6 @@ def test_sharded_equals_one_device(overrides):
     assert max(errors) < 1e-2
 
 
-def test_one_device_compiles_once():
-  *_, compilations = steps(tiny.config(), jax.devices()[:1], 3)
-  assert compilations == 1
-
-
 @pytest.mark.parametrize(
   "runs,devices,shape",
   [
@@ -106,28 +108,48 @@ def test_a_batch_that_cannot_be_split_is_named():
     steps(tiny.config(num_runs=1, batch_size=20), jax.devices(), 1)
 
 
+class _Numbers:
+  """An "image" is its own number."""
+
+  def __init__(self, count):
+    self.shape, self.nbytes = (count, 1, 1, 1), count
+
+  def read(self, indices=None, threads=None):
+    everything = np.arange(self.shape[0], dtype=np.uint8)
+    chosen = everything if indices is None else everything[indices]
+    return chosen[..., None, None, None]
+
+
+@pytest.mark.parametrize("where", [images.Resident, images.Streamed])
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("count", [1, 32, 75])
-def test_evaluation_counts_every_image_once(devices, count):
+def test_evaluation_counts_every_image_once(devices, count, where):
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 3, 100).astype(np.int32)
   table = rng.normal(size=(2, 100, 4)).astype(np.float32)
   mesh = mesh_lib.create(1, jax.devices()[:devices])
   everywhere = mesh_lib.replicated(mesh)
-  # An "image" is its own number, and the logits are looked up.
-  images = jax.device_put(np.arange(100).reshape(100, 1, 1, 1), everywhere)
+  workers = () if where is images.Resident else (0,)
   evaluator = Evaluator(
+    # The logits are looked up.
     lambda state, frozen, images: state[:, images[:, 0, 0, 0]],
-    images,
+    where(_Numbers(100), mesh, *workers),
     labels,
     num_classes=4,
     batch_size=32,
     index_sharding=mesh_lib.over_images(mesh),
   )
   index = rng.permutation(100)[:count]
-  metrics = evaluator(
-    jax.device_put(jnp.asarray(table), everywhere), None, index
-  )
+  state = jax.device_put(jnp.asarray(table), everywhere)
+  metrics = evaluator(state, None, index)
+  # With parts of their own, runs are what each would be alone.
+  of_run = rng.random((2, count)) < 0.5
+  of_run[:, 0] = True
+  parts = evaluator(state, None, index, of_run)
+  for run in range(2):
+    alone = evaluator(state, None, index[of_run[run]])
+    for name, values in alone.items():
+      np.testing.assert_allclose(parts[name][run], values[run], rtol=1e-6)
 
   logits, here = table[:, index].astype(np.float64), labels[index]
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

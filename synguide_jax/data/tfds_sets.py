@@ -79,6 +79,7 @@ def import_tensorflow(name: str) -> None:
   """Imports TensorFlow to prepare ``name``, since tfds would do so noisily."""
   # Read once, by the C++ code, when TensorFlow is loaded.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   try:
     with warnings.catch_warnings():
       # TensorFlow and what it imports warn of calls of their own.

@@ -1,5 +1,7 @@
 """Batches are a pure function of (seed, run, stage, step)."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -98,3 +100,80 @@ def test_unknown_set_and_sampler_are_named():
     Stream("real", 4, "random")
   with pytest.raises(UserError, match="batch_size"):
     Stream("real", 0)
+
+
+def _weighted(sampler, sizes, weights, batch, seed=0):
+  """A sampler over sources of some sizes, with weights of whole sources."""
+  source = np.repeat(np.arange(len(sizes)), sizes)
+  members = np.arange(len(source), dtype=np.int32)
+  of_image = (np.asarray(weights) / sizes)[source]
+  labels = np.zeros(len(source), np.int32)
+  stream = Stream("synthetic", batch, sampler)
+  return Sampler(stream, members, labels, (seed,), of_image), source
+
+
+def test_sources_are_drawn_in_proportion_to_their_weights():
+  draw, source = _weighted("epoch", [10, 1000, 7], [1, 2, 5], 16)
+  drawn = np.concatenate([draw(step) for step in range(500)])
+  # 8,000 images are one eighth of a round of 65,536: shuffled, not exact.
+  shares = np.bincount(source[drawn]) / len(drawn)
+  np.testing.assert_allclose(shares, [1 / 8, 2 / 8, 5 / 8], atol=0.02)
+  # Inside a source every image equally often, up to one pass.
+  for number in range(3):
+    counts = np.bincount(drawn, minlength=1017)[source == number]
+    assert counts.max() - counts.min() <= 1
+
+
+def test_shares_are_exact_after_a_round():
+  # gcd: a round of weights 1, 2 and 5 has eight images.
+  draw, source = _weighted("epoch", [3, 4, 5], [1, 2, 5], 8)
+  for step in range(20):
+    assert np.bincount(source[draw(step)]).tolist() == [1, 2, 5]
+
+
+def test_weighted_draws_are_a_function_of_the_step():
+  for sampler in ("epoch", "uniform"):
+    draw, _ = _weighted(sampler, [9, 5], [1, 3], 6, seed=1)
+    forward = [draw(step) for step in range(30)]
+    again, _ = _weighted(sampler, [9, 5], [1, 3], 6, seed=1)
+    for step in (29, 3, 17):
+      np.testing.assert_array_equal(again(step), forward[step])
+    # A batch is where it is, whatever the size of the batches before.
+    if sampler == "epoch":
+      larger, _ = _weighted(sampler, [9, 5], [1, 3], 12, seed=1)
+      np.testing.assert_array_equal(
+        larger(4), np.concatenate([forward[8], forward[9]])
+      )
+
+
+def test_uniform_draws_with_weights():
+  draw, source = _weighted("uniform", [10, 1000], [3, 1], 1000)
+  drawn = np.concatenate([draw(step) for step in range(20)])
+  share = (source[drawn] == 0).mean()
+  assert abs(share - 0.75) < 5 * np.sqrt(0.75 * 0.25 / 20_000)
+
+
+def test_a_rare_source_is_drawn_at_all():
+  draw, source = _weighted("epoch", [5, 5], [1e-9, 1.0], 1 << 12)
+  drawn = np.concatenate([draw(step) for step in range(16)])
+  assert (source[drawn] == 0).sum() == 1
+
+
+def test_equal_weights_are_the_union():
+  plain = Sampler(
+    Stream("mixed", 6), np.arange(14, dtype=np.int32), np.zeros(14), (4,)
+  )
+  weighted, _ = _weighted("epoch", [9, 5], [9, 5], 6, seed=4)
+  for step in range(5):
+    np.testing.assert_array_equal(plain(step), weighted(step))
+
+
+def test_a_feed_survives_pickling():
+  members = {"real": [np.arange(9)] * 2, "synthetic": [np.arange(9, 30)] * 2}
+  labels = np.arange(30, dtype=np.int32) % 3
+  feed = Feed(members, labels, seed=1, runs=(0, 4))
+  streams = {"a": Stream("mixed", 5), "b": Stream("real", 3, "balanced")}
+  first = feed(0, streams, 3)
+  copy = pickle.loads(pickle.dumps(feed))
+  for name, index in copy(0, streams, 3).items():
+    np.testing.assert_array_equal(index, first[name])

@@ -1,0 +1,206 @@
+"""A classifier to ask about images: a network and the names of its classes."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import tqdm
+
+from synguide_jax import mesh as mesh_lib
+from synguide_jax.data.augment import Augmentation
+from synguide_jax.data.pixels import Pixels
+from synguide_jax.data.records import Records
+from synguide_jax.errors import UserError
+from synguide_jax.images import Streamed
+from synguide_jax.models.pretrained import load_pretrained, Pretrained
+from synguide_jax.models.weight_files import read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+  """A network, and what its logits are of.
+
+  Attributes:
+    network: The network with its weights and preprocessing.
+    class_names: Of its logits, in order.
+    read_size: Side that images are read at, pixels; it sees their centre of
+      ``network.image_shape``.
+    origin: Where it comes from, plain data.
+  """
+
+  network: Pretrained
+  class_names: tuple[str, ...]
+  read_size: int
+  origin: Mapping[str, Any]
+
+  def checksum(self) -> str:
+    """Tells its weights apart from others."""
+    weights = flax.traverse_util.flatten_dict(self.network.variables, sep="/")
+    found = hashlib.sha256()
+    for name in sorted(weights):
+      array = np.asarray(weights[name])
+      found.update(f"{name} {array.dtype} {array.shape}".encode())
+      found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def from_weights(spec: str) -> Classifier:
+  """Loads a classifier whose checkpoint names its classes.
+
+  The names are ``id2label`` (transformers) or ``label_names`` (timm) in its
+  config.json, or ``class_names`` in the metadata of a .safetensors file, where
+  ``synguide_jax.export`` puts them. Images are read at the side that the
+  checkpoint resizes to, so that they are resized once.
+
+  Args:
+    spec: As :func:`synguide_jax.models.pretrained.load_pretrained` takes it.
+
+  Raises:
+    UserError: there is no such checkpoint, or it does not name its classes.
+  """
+  network = load_pretrained(spec)
+  names = _class_names(spec)
+  outputs = network.model.options["num_classes"]
+  if not outputs:
+    raise UserError(f"classifier={spec!r} has no head; it cannot classify.")
+  if len(names) != outputs:
+    raise UserError(
+      f"classifier={spec!r} has {outputs} classes and names {len(names)} of "
+      "them. Give its config.json a field id2label, "
+      '{"0": "cat", "1": "dog"}, or take the workdir that it was trained in.'
+    )
+  return Classifier(network, names, network.image_shape[0], {"weights": spec})
+
+
+def _class_names(spec: str) -> tuple[str, ...]:
+  """The names of a checkpoint's classes; () where it has none."""
+  if spec.startswith("hf:"):
+    import huggingface_hub
+
+    repository, _, revision = spec.removeprefix("hf:").partition("@")
+    # It is there already, since the weights are.
+    file = huggingface_hub.hf_hub_download(
+      repository,
+      "config.json",
+      revision=revision or None,
+      local_files_only=True,
+    )
+    path = Path(file).parent
+  else:
+    path = Path(spec).expanduser()
+  config = (path if path.is_dir() else path.parent) / "config.json"
+  if path.is_dir() or (path.name == "model.safetensors" and config.is_file()):
+    fields = read_json(config)
+    numbered = fields.get("id2label") or {}
+    names = [numbered[n] for n in sorted(numbered, key=int)]
+    names = names or fields.get("label_names") or []
+  elif path.suffix == ".safetensors":
+    with safetensors.safe_open(path, "np") as file:
+      names = json.loads((file.metadata() or {}).get("class_names", "[]"))
+  else:
+    names = []
+  return _distinct([str(name) for name in names])
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+  """Numbers names that occur twice, such as ImageNet's "crane"."""
+  return tuple(
+    f"{name} ({number})" if names.count(name) > 1 else name
+    for number, name in enumerate(names)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """What a classifier says of images, arrays ``[N]``.
+
+  Attributes:
+    labels: int32, what the image is from now on.
+    predicted: int32, the most probable class.
+    confidences: float32, its probability.
+    losses: float32, cross entropy of ``labels``, nats.
+  """
+
+  labels: np.ndarray
+  predicted: np.ndarray
+  confidences: np.ndarray
+  losses: np.ndarray
+
+
+def predict(
+  classifier: Classifier,
+  images: Records,
+  labels: np.ndarray,
+  *,
+  batch_size: int = 128,
+) -> Predictions:
+  """Asks a classifier about all images, on all devices.
+
+  They are read as when it was evaluated: its ``read_size`` by one resize, and
+  the centre of that. Memory does not grow with their number.
+
+  Args:
+    classifier: The classifier.
+    images: ``N`` images.
+    labels: Classes of the classifier, int32 ``[N]``; -1: the most probable.
+    batch_size: Images a step, rounded up to a multiple of the devices.
+
+  Returns:
+    The :class:`Predictions`; probabilities are computed in float32.
+
+  Raises:
+    UserError: the classifier's probabilities are not finite.
+  """
+  network, mesh = classifier.network, mesh_lib.create(1)
+  height, _, channels = network.image_shape
+  centre = Augmentation(height).evaluate
+  pixels = Pixels(
+    [(images, np.arange(len(images)))], classifier.read_size, channels
+  )
+
+  @jax.jit
+  def ask(variables, stored, label):
+    logits = network.model.apply(variables, centre(stored), train=False).logits
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    predicted = log_probs.argmax(-1).astype(jnp.int32)
+    label = jnp.where(label < 0, predicted, label)
+    loss = -jnp.take_along_axis(log_probs, label[:, None], -1)[:, 0]
+    return label, predicted, jnp.exp(log_probs.max(-1)), loss
+
+  shares = mesh.shape[mesh_lib.DATA]
+  size = -(-min(batch_size, len(images)) // shares) * shares
+  index = np.arange(len(images), dtype=np.int32)
+  batches = np.pad(index, (0, -len(index) % size), "edge").reshape(-1, size)
+  sharding = mesh_lib.over_images(mesh)
+  variables = jax.device_put(network.variables, mesh_lib.replicated(mesh))
+  drawn = Streamed(pixels, mesh, 0).listed(list(batches), sharding)
+  answers = []
+  # Seen on terminals only.
+  for batch, rows in tqdm.tqdm(
+    zip(drawn, batches, strict=True),
+    total=len(batches),
+    desc="Labelling",
+    unit=" batches",
+    disable=None,
+  ):
+    label = jax.device_put(labels[rows].astype(np.int32), sharding)
+    answers.append(jax.device_get(ask(variables, batch.images, label)))
+  columns = [
+    np.concatenate(column)[: len(images)]
+    for column in zip(*answers, strict=True)
+  ]
+  found = Predictions(*columns)
+  if wrong := int((~np.isfinite(found.confidences)).sum()):
+    raise UserError(
+      f"The classifier's probabilities of {wrong} of {len(images)} images are "
+      "not finite; take another one."
+    )
+  return found
