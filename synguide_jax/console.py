@@ -118,6 +118,7 @@ _SHOWN = {
   "train/loss": "loss",
   "train/conflict_rate": "conflicts",
   "validation/accuracy": "validation",
+  "validation/balanced_accuracy": "balanced",
 }
 
 

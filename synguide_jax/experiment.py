@@ -65,7 +65,7 @@ def train(
 
 
 def best_run(results: Mapping[str, Any]) -> int:
-  """Number of the run with the highest validation accuracy.
+  """Number of the run that was best on validation.
 
   Args:
     results: The contents of results.json.
@@ -73,7 +73,8 @@ def best_run(results: Mapping[str, Any]) -> int:
   Returns:
     Its number; without validation, that of the first run that is finite.
   """
-  accuracy = results.get("validation", {}).get("accuracy", {}).get("runs")
+  metric = results["config"]["select_metric"]
+  accuracy = results.get("validation", {}).get(metric, {}).get("runs")
   runs = [run for run in results["runs"] if str(run) not in results["diverged"]]
   if not accuracy:
     return runs[0]
@@ -119,11 +120,57 @@ def load_classifier(workdir: Path, results: Mapping[str, Any], run: int) -> Any:
   return Pretrained(program.method.model, variables, program.info.image_shape)
 
 
+def _evaluated(results: Mapping[str, Any]) -> str | None:
+  """The held-out set whose figures count; None for a generator."""
+  return next((n for n in ("test", "validation") if n in results), None)
+
+
+def _by_class(results: Mapping[str, Any], name: str) -> str:
+  """Accuracy of the classes, the lowest first where there are many."""
+  kept = [
+    of_run
+    for run, of_run in zip(
+      results["runs"], results[name]["class_accuracy"], strict=True
+    )
+    if str(run) not in results["diverged"]
+  ]
+  columns = ([v for v in of_class if v is not None] for of_class in zip(*kept))  # noqa: B905
+  means = [
+    (sum(values) / len(values), class_name)
+    for values, class_name in zip(
+      columns, results["data"]["class_names"], strict=False
+    )
+    if values
+  ]
+  shown, title = means, "by class"
+  if len(means) > 10:
+    shown, title = sorted(means)[:5], "lowest classes"
+  return f"{title}: " + ", ".join(f"{n} {100 * mean:.1f}" for mean, n in shown)
+
+
+def _tested_on(results: Mapping[str, Any]) -> str:
+  """Says plainly what the figures are of."""
+  images, data = results["data"]["images"], results["config"]["data"]
+  if data["folds"]:
+    return (
+      f"cross-validated: each run was tested on one of {data['folds']} parts "
+      f"of {images['test']} real images"
+    )
+  if "test" in results:
+    return f"on {images['test']} test images, looked at once"
+  used = " that also chose the weights" if results["config"]["select"] == (
+    "best"
+  ) else ""
+  return (
+    f"there is no test set: these are {images['validation']} validation "
+    f"images{used}"
+  )
+
+
 def headline(results: Mapping[str, Any]) -> str:
   """The figure one looks for first, on one line."""
-  for name in ("test", "validation"):
-    if name in results:
-      return f"{name} accuracy {console.percent(results[name]['accuracy'])}"
+  if name := _evaluated(results):
+    return f"{name} accuracy {console.percent(results[name]['accuracy'])}"
   loss = results["history"][-1]["train"]["loss"]
   return f"training loss {loss[0]:.4f}"
 
@@ -131,6 +178,10 @@ def headline(results: Mapping[str, Any]) -> str:
 def summary(results: Mapping[str, Any]) -> list[str]:
   """What came out, in a few lines."""
   lines = [f"{results['method']}: {headline(results)}"]
+  if name := _evaluated(results):
+    balanced = console.percent(results[name]["balanced_accuracy"])
+    lines.append(f"  balanced accuracy {balanced}; {_by_class(results, name)}")
+    lines.append(f"  {_tested_on(results)}")
   if "synthetic" in results:
     accuracy = console.percent(results["synthetic"]["accuracy"])
     lines.append(f"  accuracy on the synthetic images {accuracy}")

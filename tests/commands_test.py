@@ -11,6 +11,7 @@ import sys
 import jax
 import jax.export
 import numpy as np
+from PIL import Image
 import pytest
 
 from synguide_jax.data import digits
@@ -42,6 +43,7 @@ def captured():
         texts.append(file.read().decode())
 
 own = {"config", "workdir", "methods", "workdirs", "output", "formats", "run"}
+own |= {"source", "skip_damaged"}
 done = []
 for command, *args in json.loads(sys.stdin.read()):
   sys.argv = [command, *args]
@@ -352,10 +354,65 @@ def test_bad_input_is_told_before_anything_is_made(tmp_path):
   assert list(other.rglob("events*")) == []
 
 
-@pytest.mark.parametrize("command", ["main", "sweep", "table", "export"])
+def test_prepare_says_what_is_in_the_sets():
+  rng = np.random.default_rng(0)
+  for label, number in enumerate((3, 5)):
+    folder = Path("photos", f"class{label}")
+    folder.mkdir(parents=True)
+    for i in range(number):
+      pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / f"{i}.png")
+  np.savez("samples.npz", images=rng.integers(0, 256, (4, 8, 8), np.uint8))
+  damaged = Path("photos/class1/5.png")
+  damaged.write_bytes(b"not an image")
+  command = ["prepare", "--source=folder:photos"]
+  skipping = [*command, "--source=npz:samples.npz", "--skip_damaged"]
+  before, done, again, *wrong = _run_commands(
+    [
+      command,
+      skipping,
+      skipping,
+      ["prepare"],
+      ["prepare", "--source=folder:nowhere"],
+    ]
+  )
+
+  code, out, err = before
+  assert (code, out) == (2, "") and len(err.splitlines()) == 1
+  assert "class1/5.png" in err and "skip_damaged" in err
+
+  code, out, err = done
+  assert (code, err) == (0, "")
+  assert again == done
+  photos, samples = out.split("\n\n")
+  assert "images: 8 train" in photos and "left out: 1 damaged" in photos
+  assert [line.split() for line in photos.splitlines()[-2:]] == [
+    ["class0", "3"],
+    ["class1", "5"],
+  ]
+  assert "channels: 4 grey" in samples and "no labels" in samples
+  (stored,) = re.findall("stored in: (.*)", photos)
+  assert Path(stored).is_dir()
+  assert Path(os.environ["SYNGUIDE_CACHE"]) in Path(stored).parents
+
+  for (code, _, err), message in zip(
+    wrong, ("--source", "nowhere does not exist"), strict=True
+  ):
+    assert code == 2
+    assert err.startswith("error: ") and message in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  "command", ["main", "sweep", "table", "export", "prepare"]
+)
 def test_help_shows_the_flags(command):
   done = _python("-m", f"synguide_jax.{command}", "--help")
   assert done.stderr == ""
   assert "python -m synguide_jax." in done.stdout
-  flag = {"table": "--workdirs", "export": "--workdir"}.get(command, "--config")
-  assert flag in done.stdout
+  flags = {
+    "table": "--workdirs",
+    "export": "--workdir",
+    "prepare": "--source",
+  }
+  assert flags.get(command, "--config") in done.stdout

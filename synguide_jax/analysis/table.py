@@ -21,6 +21,8 @@ REFERENCES = ("aug", "balanced")
 
 # Fields by which rows of one table may differ and still not be told apart.
 _SILENT = ("num_runs", "first_run", "eval_batch_size", "checkpoint_every")
+# Of the section data; images are the same in memory and streamed.
+_FEED = ("feed", "resident_share", "num_workers")
 _SWITCHES = {
   "guidance.rg": "RG",
   "guidance.pg_real": "PG-R",
@@ -36,16 +38,18 @@ def gather(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
   Returns:
     Tables as plain data: ``title`` and ``rows``. A row has ``label``,
-    ``workdir``, ``accuracy`` (of the test images, or of the validation images
-    where there are none), ``synthetic`` and ``conflict_rate`` if there are any,
+    ``workdir``, ``accuracy`` and ``balanced_accuracy`` (of the test images, or
+    of the validation images where there are none), ``synthetic`` and ``conflict_rate`` if there are any,
     ``seconds`` of training, and for each of ``REFERENCES`` the paired
-    ``difference`` to it: ``mean``, ``standard_error`` and ``n``.
+    ``difference`` to it, in the metric of ``config.select_metric``: ``mean``,
+    ``standard_error`` and ``n``.
   """
   tables = collections.defaultdict(list)
   for folder in folders:
     if (results := workdir.results(Path(folder))) is not None:
       data = dict(results["config"]["data"])
-      data.pop("shots", None)
+      for field in ("shots", *_FEED):
+        data.pop(field, None)
       key = json.dumps([data, results["config"]["seed"]], sort_keys=True)
       tables[key].append((str(folder), results))
   return [_table(entries) for entries in tables.values()]
@@ -65,7 +69,8 @@ def _table(entries: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
       {
         "label": label(config, unusual),
         "workdir": folder,
-        "accuracy": _accuracy(results),
+        "accuracy": _metric(results, "accuracy"),
+        "balanced_accuracy": _metric(results, "balanced_accuracy"),
         "synthetic": results.get("synthetic", {}).get("accuracy"),
         "conflict_rate": _conflict_rate(results),
         "seconds": results["seconds"]["train"],
@@ -83,7 +88,10 @@ def _table(entries: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         if difference := _difference_of(results, reference):
           row["difference"][name] = difference
   data = entries[0][1]["config"]["data"]
-  title = f"{data['real']} with {data['synthetic'] or 'no synthetic images'}"
+  synthetic = data["synthetic"] or "no synthetic images"
+  if not isinstance(synthetic, str):
+    synthetic = " + ".join(synthetic)
+  title = f"{data['real']} with {synthetic}"
   return {"title": title, "rows": rows}
 
 
@@ -95,7 +103,10 @@ def _usual(configs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   defaults = workdir.flatten(workdir.as_json(config_lib.classifier_defaults()))
   usual = {}
   for field in sorted(set().union(*configs)):
-    if field != "method" and field not in _SILENT:
+    if field != "method" and field.removeprefix("data.") not in (
+      *_SILENT,
+      *_FEED,
+    ):
       counts = collections.Counter(
         json.dumps(config.get(field)) for config in configs
       )
@@ -124,9 +135,9 @@ def label(config: Mapping[str, Any], unusual: Mapping[str, Any]) -> str:
   return ", ".join([name, *others])
 
 
-def _accuracy(results: Mapping[str, Any]) -> dict[str, Any]:
+def _metric(results: Mapping[str, Any], name: str) -> dict[str, Any]:
   evaluation = results.get("test") or results.get("validation") or {}
-  return evaluation.get("accuracy", {"mean": None, "std": None, "n": 0})
+  return evaluation.get(name, {"mean": None, "std": None, "n": 0})
 
 
 def _conflict_rate(results: Mapping[str, Any]) -> float | None:
@@ -148,7 +159,8 @@ def _difference_of(
   """Paired difference over the runs that both have."""
 
   def by_run(of):
-    runs = _accuracy(of).get("runs", ())
+    metric = results["config"].get("select_metric", "accuracy")
+    runs = _metric(of, metric).get("runs", ())
     return dict(zip(of["runs"], runs, strict=False))
 
   ours, theirs = by_run(results), by_run(reference)
@@ -177,7 +189,7 @@ def markdown(tables: Sequence[Mapping[str, Any]]) -> str:
   """Formats what `gather` returned, all shares in percent."""
   blocks = []
   for table in tables:
-    header = ["method", "accuracy", "n"]
+    header = ["method", "accuracy", "balanced", "n"]
     header += [f"vs {name} (paired)" for name in REFERENCES]
     header += ["on synthetic", "conflicts", "train s"]
     lines = [[*header], ["---", *["---:"] * (len(header) - 1)]]
@@ -186,6 +198,7 @@ def markdown(tables: Sequence[Mapping[str, Any]]) -> str:
         [
           row["label"],
           _mean_std(row["accuracy"]),
+          _mean_std(row["balanced_accuracy"]),
           str(row["accuracy"]["n"]),
           *(_difference(row["difference"].get(n)) for n in REFERENCES),
           _mean_std(row["synthetic"]),
@@ -200,7 +213,8 @@ def markdown(tables: Sequence[Mapping[str, Any]]) -> str:
     ]
     blocks.append("\n".join([f"### {table['title']}", "", *table_lines]))
   note = (
-    "Accuracy in percent, mean +- standard deviation over n runs; paired "
+    "Accuracy, and its mean over classes (balanced), in percent, mean +- "
+    "standard deviation over n runs; paired "
     "differences in points, mean +- standard error."
   )
   return "\n\n".join([*blocks, note])

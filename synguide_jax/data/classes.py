@@ -39,6 +39,11 @@ def match(
       f"data.match_classes={by!r} is unknown; known: {', '.join(MATCH)}."
     )
   if by == "index":
+    if mapping:
+      raise UserError(
+        "data.class_mapping is of names, but data.match_classes='index'; "
+        "leave one of them out."
+      )
     if len(real) != len(synthetic):
       raise UserError(
         "data.match_classes='index' needs as many synthetic as real classes: "

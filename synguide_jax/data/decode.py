@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 from typing import NamedTuple, TypeVar
-import warnings
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -20,6 +19,9 @@ T, R = TypeVar("T"), TypeVar("R")
 _KEPT = ("JPEG", "PNG", "BMP")
 _ARRAY = "array"  # format of what was in no file
 LOSSLESS = ("PNG", "BMP", _ARRAY)
+# Where Pillow looks for transparency and rotation of an image without alpha.
+_METADATA = {"transparency", "exif", "Raw profile type exif", "xmp"}
+_METADATA |= {"XML:com.adobe.xmp"}
 _CHUNK = 32  # images that a thread is given at a time
 
 
@@ -112,10 +114,7 @@ def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
   """
   mode = "L" if channels == 1 else "RGB"
   with _opened(encoded) as im:
-    if im.mode in ("L", "RGB") and not im.info.get("transparency"):
-      im = im.convert(mode)
-    else:
-      im = _upright(im)[0].convert(mode)
+    im = _upright(im)[0].convert(mode)
   if im.size != (size, size):
     side = min(im.size)
     left, top = (im.width - side) / 2, (im.height - side) / 2
@@ -143,9 +142,7 @@ def in_threads(
   def chunk(part):
     return [function(item) for item in part]
 
-  with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-    # Pillow warns of metadata, which is not used.
-    warnings.simplefilter("ignore")
+  with ThreadPoolExecutor(threads) as pool:
     pending = []
     while True:
       part = list(itertools.islice(items, _CHUNK))
@@ -179,6 +176,8 @@ def _upright(im: Image.Image) -> tuple[Image.Image, list[str]]:
   if ";16B" in str(im.tile):
     remarks.append("16-bit to 8-bit")
   im.load()
+  if im.mode in ("L", "RGB") and not im.info.keys() & _METADATA:
+    return im, remarks  # as most are
   if im.getexif().get(ExifTags.Base.Orientation, 1) != 1:
     remarks.append("EXIF rotation")
     im = ImageOps.exif_transpose(im)
@@ -200,11 +199,13 @@ def _upright(im: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def _hash(pixels: np.ndarray) -> int:
-  if pixels.ndim == 3 and (
-    (pixels[..., 0] == pixels[..., 1]) & (pixels[..., 1] == pixels[..., 2])
-  ).all():
+  if (
+    pixels.ndim == 3
+    and (
+      (pixels[..., 0] == pixels[..., 1]) & (pixels[..., 1] == pixels[..., 2])
+    ).all()
+  ):
     pixels = pixels[..., 0]
   shape = np.array(pixels.shape, np.int64).tobytes()
   content = shape + np.ascontiguousarray(pixels).tobytes()
   return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
-

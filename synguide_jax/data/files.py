@@ -13,8 +13,10 @@ import json
 import lzma
 import os
 from pathlib import Path
+import posixpath
 import re
 import shutil
+import stat
 import tarfile
 import tempfile
 import threading
@@ -58,18 +60,40 @@ class Files(abc.ABC):
     folders: Names of the folders, those without files included.
   """
 
+  _file: BinaryIO | None = None
+
   def __init__(self, root: str):
     self.root = root
     # Size in bytes, and what changes with the content, by name.
     self._marks: dict[str, tuple[int, int]] = {}
-    folders = set()
-    for name, size, mark in self._list(folders):
-      parts = name.split("/")
-      if not any(p.startswith(".") or p in _CLUTTER for p in parts):
+    found, folders = set(), set()
+    for name, size, mark in self._list(found):
+      if _is_wanted(name):
         self._marks[name] = size, mark
-        folders.update("/".join(parts[:i]) for i in range(1, len(parts)))
+        found.add(posixpath.dirname(name))
+    for name in filter(_is_wanted, found):
+      parts = name.split("/")
+      folders.update("/".join(parts[:i]) for i in range(1, len(parts) + 1))
     self.names = sorted(self._marks, key=natural)
     self.folders = sorted(folders, key=natural)
+    for name in (*self.names, *self.folders):
+      try:
+        name.encode()
+      except UnicodeEncodeError as error:
+        raise UserError(
+          f"{root}: the name {name!r} is not UTF-8; rename it."
+        ) from error
+
+  def __enter__(self) -> "Files":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Closes an archive; nothing can be read from it any more."""
+    if self._file:
+      self._file.close()
 
   @abc.abstractmethod
   def _list(self, folders: set[str]) -> Iterator[tuple[str, int, int]]:
@@ -81,7 +105,7 @@ class Files(abc.ABC):
 
   def checksum(self) -> str:
     """Identifies names and contents, in 12 hexadecimal digits."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256("\0".join([*self.folders, ""]).encode())
     for name in self.names:
       content = self.read(name)
       digest.update(f"{name}\0{len(content)}\0".encode())
@@ -89,19 +113,17 @@ class Files(abc.ABC):
     return digest.hexdigest()[:12]
 
   def marks(self) -> list[tuple[str, int, int]]:
-    """Name, size and mark of every file; not the same once one changed."""
-    return [(name, *self._marks[name]) for name in self.names]
-
-  def changed(self) -> bool:
-    """Whether a file has come, gone or changed since these were listed."""
-    return type(self)(self.root).marks() != self.marks()
+    """Name, size and mark of all files; not the same once one changed."""
+    names = (*self.folders, *self.names)
+    return [(name, *self._marks.get(name, (0, 0))) for name in names]
 
 
 class _LocalFolder(Files):
   """A folder; links are followed."""
 
   def _list(self, folders: set[str]) -> Iterator[tuple[str, int, int]]:
-    return self._walk("", (), folders)
+    with _readable(self.root):
+      yield from self._walk("", (), folders)
 
   def _walk(
     self, below: str, above: tuple[str, ...], folders: set[str]
@@ -109,26 +131,27 @@ class _LocalFolder(Files):
     folder = Path(self.root, below)
     here = os.path.realpath(folder)
     if here in above:
-      raise UserError(f"{folder} is a link to a folder that it is in.")
+      raise UserError(f"{folder} is a link to a folder it is in; remove it.")
     with os.scandir(folder) as entries:
       for entry in entries:
         name = f"{below}/{entry.name}" if below else entry.name
-        if entry.name.startswith("."):
+        if not _is_wanted(entry.name):
           continue
         if entry.is_dir():
           folders.add(name)
           yield from self._walk(name, (*above, here), folders)
-        else:
-          try:
-            status = entry.stat()
-          except FileNotFoundError as error:
-            raise UserError(f"{folder / entry.name} is a broken link.") from (
-              error
-            )
+        elif entry.is_file():
+          status = entry.stat()
           yield name, status.st_size, status.st_mtime_ns
+        else:
+          raise UserError(
+            f"{folder / entry.name} is a broken link, or neither a file nor a "
+            "folder; remove it."
+          )
 
   def read(self, name: str) -> bytes:
-    return Path(self.root, name).read_bytes()
+    with _readable(f"{self.root}/{name}"):
+      return Path(self.root, name).read_bytes()
 
 
 class _RemoteFolder(Files):
@@ -154,50 +177,48 @@ class _RemoteFolder(Files):
 class _File(Files):
   """One file, which is its own root."""
 
-  def __init__(self, root: str):
-    self._status = _status(root)
-    super().__init__(root)
-
   def _list(self, folders: set[str]) -> Iterator[tuple[str, int, int]]:
-    yield self.root.rpartition("/")[-1], *self._status
+    yield self.root.rpartition("/")[-1], *status(self.root)
 
   def read(self, name: str) -> bytes:
-    return epath.Path(self.root).read_bytes()
-
-  def changed(self) -> bool:
-    return _status(self.root) != self._status
+    with _readable(self.root):
+      return epath.Path(self.root).read_bytes()
 
 
-class _Archive(_File):
+class _Archive(Files):
   """What zip and tar files have in common."""
 
-  def _safe(self, name: str) -> str:
-    name = name.replace("\\", "/").removeprefix("./").rstrip("/")
-    if (
-      name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in
-      name.split("/")
-    ):
+  def __init__(self, root: str):
+    with _readable(root):
+      self._file = epath.Path(root).open("rb")
+    try:
+      super().__init__(root)
+    except Exception as error:  # of many types for a damaged archive
+      self.close()
+      if isinstance(error, UserError):
+        raise
+      raise UserError(f"{root} is not a readable archive: {error}.") from error
+
+  def _safe(self, name: str, is_link: bool) -> str:
+    path = name.replace("\\", "/")
+    if re.match("/|[A-Za-z]:", path) or ".." in path.split("/"):
       raise UserError(
         f"{self.root} holds {name!r}, a path that leads out of the archive; "
         "pack it again with relative paths."
       )
-    return name
+    if is_link:
+      raise UserError(
+        f"{self.root} holds {name!r}, a link; pack the file itself instead."
+      )
+    return posixpath.normpath(path)
 
 
 class _Zip(_Archive):
-  def __init__(self, root: str):
-    try:
-      self._zip = zipfile.ZipFile(_open(root))
-      super().__init__(root)
-    except (zipfile.BadZipFile, EOFError) as error:
-      raise UserError(f"{root} is not a readable zip archive: {error}.") from (
-        error
-      )
-
   def _list(self, folders: set[str]) -> Iterator[tuple[str, int, int]]:
-    self._members = {}
+    self._zip, self._members = zipfile.ZipFile(self._file), {}
     for info in self._zip.infolist():
-      name = self._safe(info.filename)
+      is_link = stat.S_ISLNK(info.external_attr >> 16)
+      name = self._safe(info.filename, is_link)
       if info.is_dir():
         folders.add(name)
         continue
@@ -209,7 +230,7 @@ class _Zip(_Archive):
   def read(self, name: str) -> bytes:
     try:
       return self._zip.read(self._members[name])
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except Exception as error:  # of many types for a damaged archive
       raise UserError(f"{self.root}: {name} is damaged: {error}.") from error
 
   def checksum(self) -> str:
@@ -220,53 +241,65 @@ class _Zip(_Archive):
 class _Tar(_Archive):
   """A tar file; a compressed one is first unpacked into one without."""
 
-  def __init__(self, root: str):
-    self._lock = threading.Lock()
-    unpack = next(f for end, f in _UNPACK.items() if root.lower().endswith(end))
-    try:
-      self._file = _open(root)
-      if unpack is not open:
-        packed, self._file = self._file, tempfile.TemporaryFile()
-        with packed, unpack(packed) as content:
-          shutil.copyfileobj(content, self._file)
-        self._file.seek(0)
-      super().__init__(root)
-    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError) as error:
-      raise UserError(f"{root} is not a readable tar archive: {error}.") from (
-        error
-      )
-
   def _list(self, folders: set[str]) -> Iterator[tuple[str, int, int]]:
-    self._members = {}
+    self._lock, self._members = threading.Lock(), {}
+    self._unpack()
     with tarfile.open(fileobj=self._file, mode="r:") as tar:
       for info in tar:
-        name = self._safe(info.name)
+        name = self._safe(info.name, info.issym() or info.islnk())
         if info.isdir():
           folders.add(name)
         elif info.isfile():
           self._members[name] = info.offset_data, info.size
           yield name, info.size, int(info.mtime)
+    # tarfile takes whatever it does not understand for the end.
+    self._file.seek(tar.offset)
+    if self._file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+      raise UserError(
+        f"{self.root} is damaged or truncated after {len(self._members)} files."
+      )
+
+  def _unpack(self) -> None:
+    root = self.root.lower()
+    unpack = next(f for end, f in _UNPACK.items() if root.endswith(end))
+    if unpack is not open:
+      packed, self._file = self._file, tempfile.TemporaryFile()
+      with packed, unpack(packed) as content:
+        shutil.copyfileobj(content, self._file)
+      self._file.seek(0)
 
   def read(self, name: str) -> bytes:
     offset, size = self._members[name]
     with self._lock:
       self._file.seek(offset)
-      content = self._file.read(size)
-    if len(content) < size:
-      raise UserError(f"{self.root} ends in the middle of {name}.")
-    return content
+      return self._file.read(size)
 
 
-def _status(root: str) -> tuple[int, int]:
-  if is_remote(root):
-    status = epath.Path(root).stat()
-    return status.length, int(status.mtime)
-  status = os.stat(root)
-  return status.st_size, status.st_mtime_ns
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+  """Says which file or folder cannot be read."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"{error.filename or path} cannot be read: {error.strerror or error}."
+    ) from error
 
 
-def _open(root: str) -> BinaryIO:
-  return epath.Path(root).open("rb")
+def _is_wanted(name: str) -> bool:
+  return all(
+    part and not part.startswith(".") and part not in _CLUTTER
+    for part in name.split("/")
+  )
+
+
+def status(path: str) -> tuple[int, int]:
+  """Returns size and time of a file."""
+  if is_remote(path):
+    found = epath.Path(path).stat()
+    return found.length, int(found.mtime)
+  found = os.stat(path)
+  return found.st_size, found.st_mtime_ns
 
 
 def is_remote(path: str) -> bool:
@@ -340,7 +373,7 @@ def checksum(opened: Callable[[str], Files], path: str) -> str:
   else:
     tree = None
     stamp = cache.fingerprint(
-      {"file": _status(root) if epath.Path(root).exists() else None}
+      {"file": status(root) if epath.Path(root).exists() else None}
     )
   place = cache.fingerprint({"root": root})
   memory = cache.cache_dir() / "checksums" / f"{place}.json"
@@ -348,7 +381,8 @@ def checksum(opened: Callable[[str], Files], path: str) -> str:
     known = json.loads(memory.read_text())
     if known["stamp"] == stamp:
       return known["checksum"]
-  found = (tree or opened(root)).checksum()
+  with tree or opened(root) as tree:
+    found = tree.checksum()
   with contextlib.suppress(OSError):  # It only saves time.
     memory.parent.mkdir(parents=True, exist_ok=True)
     partial = memory.with_suffix(f".{os.getpid()}")

@@ -1,4 +1,4 @@
-"""How people lay out images: which file is in which split and class.
+"""How people lay out image files: which is in which split and class.
 
 Each function returns a :class:`Listing`; nothing here decodes an image.
 """
@@ -8,9 +8,9 @@ import csv
 import dataclasses
 import io
 import json
+import posixpath
 import re
 from typing import Any, NamedTuple
-import zipfile
 
 import numpy as np
 
@@ -74,20 +74,21 @@ def folder(tree: Files) -> Listing:
     UserError: none of these, an empty class, or images deeper down.
   """
   images = [n for n in tree.names if n.lower().endswith(EXTENSIONS)]
-  if tables := _tables(tree):
-    return _from_tables(tree, tables, images)
+  top = [f for f in tree.folders if "/" not in f]
+  # Many archives hold one folder with everything in it.
+  wrapping = f"{top[0]}/" if len(top) == 1 else ""
+  for base in dict.fromkeys(("", wrapping)):
+    if tables := _tables(tree, base):
+      return _from_tables(tree, tables, images)
   if not images and not tree.folders:
     raise UserError(
       f"{tree.root} has no image (looked for {', '.join(EXTENSIONS)})."
     )
-  top = [f for f in tree.folders if "/" not in f]
   if not top:
-    items = [_item(tree, name, NO_LABEL) for name in images]
-    return Listing({"train": items}, (), len(tree.names) - len(images))
-  # Many archives hold one folder with everything in it.
+    return _unlabelled(tree, images)
   base = ""
-  if len(top) == 1 and top[0] not in _SPLITS and not _flat(tree, top[0]):
-    base = f"{top[0]}/"
+  if wrapping and top[0] not in _SPLITS and not _flat(tree, top[0]):
+    base = wrapping
     top = [f for f in tree.folders if f.startswith(base) and f.count("/") == 1]
   roots = {"train": base}
   # A class may be called "train", too; it holds no folders then.
@@ -97,6 +98,11 @@ def folder(tree: Files) -> Listing:
     if len(roots) < len(top):
       raise UserError(f"{tree.root}: has both val and validation.")
   return _class_folders(tree, images, roots)
+
+
+def _unlabelled(tree: Files, images: Sequence[str]) -> Listing:
+  items = [_item(tree, name, NO_LABEL) for name in images]
+  return Listing({"train": items}, (), len(tree.names) - len(items))
 
 
 def _flat(tree: Files, folder: str) -> bool:
@@ -123,7 +129,7 @@ def _class_folders(
         f"{tree.root}: its splits must have the same classes, but {split} and "
         f"{first} differ in {enumerate_names(differing)}."
       )
-  splits, listed = {}, 0
+  splits, stray = {}, set(images)
   for split, root in roots.items():
     label_of = {name: label for label, name in enumerate(classes[split])}
     splits[split], empty = [], set(classes[split])
@@ -138,32 +144,36 @@ def _class_folders(
         )
       if len(parts) == 2:
         splits[split].append(_item(tree, name, label_of[parts[0]]))
+        stray.remove(name)
         empty.discard(parts[0])
     if empty:
       raise UserError(
         f"{tree.root}: no image in the class folders of {split}: "
         f"{enumerate_names(empty)} (looked for {', '.join(EXTENSIONS)})."
       )
-    listed += len(splits[split])
-  return Listing(splits, classes[first], len(tree.names) - listed)
+  if stray:
+    raise UserError(
+      f"{tree.root} has images beside its class folders, {len(stray)} in all, "
+      f"such as {min(stray)}; put them in one, or add a metadata.jsonl."
+    )
+  return Listing(splits, classes[first], len(tree.names) - len(images))
 
 
 def _item(tree: Files, name: str, label: int) -> Item:
   return Item(name, label, lambda: tree.read(name))
 
 
-def _tables(tree: Files) -> dict[str, list[dict[str, str]]]:
-  """The rows of the tables of labels, by the folder they lie in."""
+def _tables(tree: Files, base: str) -> dict[str, list[dict[str, Any]]]:
+  """The rows of the tables of labels in a folder or its splits, by name."""
   found = {}
   for name in tree.names:
-    below, _, file = name.rpartition("/")
-    if below and below not in _SPLITS:
+    below, _, file = name.removeprefix(base).rpartition("/")
+    if not name.startswith(base) or (below and below not in _SPLITS):
       continue
     if file == "metadata.jsonl":
       rows = _json_lines(tree, name)
     elif file.lower().endswith(".csv"):
-      text = _text(tree, name)
-      rows = list(csv.DictReader(io.StringIO(text, newline="")))
+      rows = _csv_rows(tree, name)
     else:
       continue
     columns = set(rows[0]) if rows else set()
@@ -174,15 +184,14 @@ def _tables(tree: Files) -> dict[str, list[dict[str, str]]]:
           f"line, got {enumerate_names(columns)}."
         )
       continue
-    if below in found:
-      raise UserError(
-        f"{tree.root}: {name} is the second table with labels there; keep one."
-      )
-    found[below] = rows
-  if "" in found and len(found) > 1:
+    found[name] = rows
+  depths = {name.count("/") for name in found}
+  if len({posixpath.dirname(name) for name in found}) < len(found) or (
+    len(depths) > 1
+  ):
     raise UserError(
-      f"{tree.root} has tables of labels at its root and in its splits; keep "
-      "one kind."
+      f"{tree.root} has several tables of labels, {enumerate_names(found)}; "
+      "keep one, or one in each split."
     )
   return found
 
@@ -194,14 +203,21 @@ def _text(tree: Files, name: str) -> str:
     raise UserError(f"{tree.root}: {name} is not UTF-8: {error}.") from error
 
 
+def _csv_rows(tree: Files, name: str) -> list[dict[str, Any]]:
+  text = io.StringIO(_text(tree, name), newline="")
+  try:
+    return list(csv.DictReader(text, skipinitialspace=True))
+  except csv.Error as error:
+    raise UserError(f"{tree.root}: {name} is no CSV file: {error}.") from error
+
+
 def _json_lines(tree: Files, name: str) -> list[dict[str, Any]]:
   rows = []
-  for number, line in enumerate(_text(tree, name).splitlines(), start=1):
+  for number, line in enumerate(_text(tree, name).split("\n"), start=1):
     if not line.strip():
       continue
     try:
-      row = json.loads(line)
-      rows.append({key: value for key, value in row.items()})
+      rows.append(dict(json.loads(line).items()))
     except (ValueError, AttributeError) as error:
       raise UserError(
         f"{tree.root}: line {number} of {name} is no JSON object: {error}."
@@ -215,19 +231,23 @@ def _from_tables(
   images: Sequence[str],
 ) -> Listing:
   known, seen, rows_of = set(images), set(), []
-  for below, rows in tables.items():
+  for table, rows in tables.items():
+    below = table[: table.rfind("/") + 1]
+    folder_split = posixpath.basename(below.rstrip("/"))
+    if folder_split not in _SPLITS:
+      folder_split = "train"
     for number, row in enumerate(rows, start=1):
       column = next((c for c in _NAME_COLUMNS if row.get(c)), None)
-      where = f"{tree.root}: row {number} of the table of labels"
+      where = f"{tree.root}: row {number} of {table}"
       if column is None or row.get("label") in (None, ""):
         raise UserError(f"{where} lacks a file or a label.")
-      name = f"{below}/{row[column]}" if below else str(row[column])
+      name = f"{below}{row[column]}"
       if name not in known:
         raise UserError(f"{where} names {name}, which is not there.")
       if name in seen:
         raise UserError(f"{where} names {name} a second time.")
       seen.add(name)
-      split = str(row.get("split") or below or "train")
+      split = str(row.get("split") or folder_split)
       if split not in _SPLITS:
         raise UserError(
           f"{where} has split {split!r}; known: {', '.join(_SPLITS)}."
@@ -242,7 +262,7 @@ def _from_tables(
 
 
 def stylegan(tree: Files) -> Listing:
-  """Lists the form that StyleGAN2, StyleGAN3, StyleGAN-XL and Projected GAN use.
+  """Lists what StyleGAN2, StyleGAN3, StyleGAN-XL and Projected GAN use.
 
   That is images in any folders and a ``dataset.json`` whose ``labels`` are
   pairs of file and class index, or null; or what their sampling scripts
@@ -252,143 +272,56 @@ def stylegan(tree: Files) -> Listing:
     UserError: neither, or a label that is no class index.
   """
   images = [n for n in tree.names if n.lower().endswith(EXTENSIONS)]
-  other = len(tree.names) - len(images)
-  if "dataset.json" not in tree.names:
+  # It may lie in a folder that holds everything.
+  tables = [n for n in tree.names if re.fullmatch("([^/]+/)?dataset.json", n)]
+  if not tables:
     strange = [n for n in images if not re.search(r"seed\d+\.\w+$", n)]
     if strange or not images:
       raise UserError(
         f"{tree.root} has neither a dataset.json nor images seedNNNN.png only"
         f"{f', but {strange[0]}' if strange else ''}."
       )
-    return Listing({"train": [_item(tree, n, NO_LABEL) for n in images]}, ())
-  try:
-    pairs = json.loads(_text(tree, "dataset.json"))["labels"]
-    labels = None if pairs is None else dict(pairs)
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      f"{tree.root}: dataset.json has no 'labels' of the form [[file, class "
-      f"index], ...]: {error!r}."
-    ) from error
-  if labels is None:
-    items = [_item(tree, n, NO_LABEL) for n in images]
-    return Listing({"train": items}, (), other)
+    return _unlabelled(tree, images)
+  table = min(tables, key=len)
+  labels = _labels_by_name(tree, table)
+  if labels is None and images:
+    return _unlabelled(tree, images)
+  below = table.removesuffix("dataset.json")
+  labels = {f"{below}{name}": label for name, label in (labels or {}).items()}
   if missing := set(images) - set(labels):
     raise UserError(
-      f"{tree.root}: dataset.json has no label for {enumerate_names(missing)}."
+      f"{tree.root}: {table} has no label for {enumerate_names(missing)}."
     )
-  for name in images:
-    label = labels[name]
+  if missing := set(labels) - set(images):
+    raise UserError(
+      f"{tree.root}: {table} names {enumerate_names(missing)}, which is not "
+      "there."
+    )
+  if not images:
+    raise UserError(f"{tree.root} has no image.")
+  for name, label in labels.items():
     if isinstance(label, bool) or not isinstance(label, int) or label < 0:
       raise UserError(
-        f"{tree.root}: dataset.json gives {name} the label {label!r}, which is "
-        "no class index."
+        f"{tree.root}: {table} gives {name} the label {label!r}, which is no "
+        "class index."
       )
   items = [_item(tree, name, labels[name]) for name in images]
-  return Listing({"train": items}, _numbered(labels.values()), other)
+  other = len(tree.names) - len(images)
+  return Listing({"train": items}, numbered(labels.values()), other)
 
 
-def _numbered(labels: Collection[int]) -> tuple[str, ...]:
-  return tuple(str(i) for i in range(max(labels) + 1))
-
-
-def npz(tree: Files) -> Listing:
-  """Lists a dump of samples, as StyleGAN, LSGM, EDM and others write it.
-
-  The images are ``images``, ``samples`` or ``arr_0``: uint8, or floats in
-  [-1, 1], ``[N, H, W, C]``, ``[N, C, H, W]`` or ``[N, H, W]``. The labels, if
-  any, are ``labels`` or ``arr_1``: indices ``[N]``, or one-hot ``[N, K]``;
-  their names, if any, ``class_names``.
-
-  Raises:
-    UserError: it is none, or values are out of range.
-  """
-  path, (name,) = tree.root, tree.names
+def _labels_by_name(tree: Files, table: str) -> dict[str, Any] | None:
+  text = _text(tree, table)
   try:
-    with np.load(io.BytesIO(tree.read(name))) as archive:
-      arrays = {key: archive[key] for key in archive.files}
-  except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-    raise UserError(f"{path} is not a readable .npz file: {error}.") from error
-  except TypeError as error:  # of an .npy file np.load gives an array
-    raise UserError(f"{path} is an .npy file; save it with np.savez.") from (
-      error
-    )
-  images = _first(arrays, ("images", "samples", "arr_0"))
-  if images is None:
+    pairs = json.loads(text)["labels"]
+    return None if pairs is None else dict(pairs)
+  except (ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f"{path} has no array 'images', 'samples' or 'arr_0', but "
-      f"{enumerate_names(set(arrays))}."
-    )
-  images = _to_uint8(path, _channels_last(path, images))
-  labels = _first(arrays, ("labels", "arr_1"))
-  names: tuple[str, ...] = ()
-  if labels is None:
-    labels = np.full(len(images), NO_LABEL)
-  else:
-    labels = _indices(path, labels, len(images))
-    names = tuple(map(str, arrays.get("class_names", _numbered(labels))))
-    if labels.max() >= len(names):
-      raise UserError(
-        f"{path} has labels up to {labels.max()}, but {len(names)} class_names."
-      )
-  items = [
-    Item(f"{i:06}", int(label), lambda image=image: image)
-    for i, (image, label) in enumerate(zip(images, labels, strict=True))
-  ]
-  return Listing({"train": items}, names)
+      f"{tree.root}: {table} has no 'labels' of the form [[file, class index], "
+      f"...], or null: {error!r}."
+    ) from error
 
 
-def _first(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Any:
-  return next((arrays[name] for name in names if name in arrays), None)
-
-
-def _channels_last(path: str, images: np.ndarray) -> np.ndarray:
-  if images.ndim == 3:
-    return images[..., None]
-  if images.ndim == 4 and images.shape[-1] in (1, 3):
-    return images
-  if images.ndim == 4 and images.shape[1] in (1, 3):
-    return images.transpose(0, 2, 3, 1)
-  raise UserError(
-    f"{path}: images must be [N, H, W, C] or [N, C, H, W] with 1 or 3 "
-    f"channels, got {list(images.shape)}."
-  )
-
-
-def _to_uint8(path: str, images: np.ndarray) -> np.ndarray:
-  if not images.size:
-    raise UserError(f"{path} has no image.")
-  if images.dtype == np.uint8:
-    return images
-  if not np.issubdtype(images.dtype, np.floating):
-    raise UserError(
-      f"{path}: images must be uint8, or floats in [-1, 1], got {images.dtype}."
-    )
-  low, high = float(images.min()), float(images.max())
-  if not (-1 <= low and high <= 1):  # also NaN
-    raise UserError(
-      f"{path}: float images must lie in [-1, 1], got {low:g} to {high:g}."
-    )
-  if low >= 0:
-    raise UserError(
-      f"{path}: float images must lie in [-1, 1], but none is negative ({low:g}"
-      f" to {high:g}). If these lie in [0, 1], save 2 * images - 1."
-    )
-  return np.round((images.astype(np.float32) + 1) * 127.5).astype(np.uint8)
-
-
-def _indices(path: str, labels: np.ndarray, count: int) -> np.ndarray:
-  if labels.ndim == 2 and labels.shape[1] > 1:
-    one_hot = (labels.sum(1) == 1).all() and np.isin(labels, (0, 1)).all()
-    labels = labels.argmax(1) if one_hot else labels
-  labels = labels.reshape(count, -1) if labels.size == count else labels
-  if labels.ndim == 2 and labels.shape[1] == 1:
-    labels = labels[:, 0]
-  if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-    raise UserError(
-      f"{path}: labels must be class indices [{count}], or one-hot, got "
-      f"{labels.dtype} {list(labels.shape)}."
-    )
-  if labels.min() < 0:
-    raise UserError(f"{path}: labels must not be negative, got {labels.min()}.")
-  return labels
-
+def numbered(labels: Collection[int]) -> tuple[str, ...]:
+  """Names of classes that have none: their indices."""
+  return tuple(str(i) for i in range(max(labels) + 1))

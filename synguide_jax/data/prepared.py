@@ -7,7 +7,6 @@ tfds writes them, which needs TensorFlow; reading them does not
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ import os
 from pathlib import Path
 import shutil
 from typing import Any, NamedTuple
+import warnings
 
 from absl import logging
 import filelock
@@ -22,7 +22,7 @@ import numpy as np
 
 from synguide_jax.cache import cache_dir
 from synguide_jax.data import decode
-from synguide_jax.data.records import IndexWriter
+from synguide_jax.data.records import IndexWriter, writable
 from synguide_jax.data.tfds_sets import import_tensorflow
 from synguide_jax.errors import UserError
 
@@ -87,7 +87,7 @@ def prepare(
   folder = folder_of(name, fingerprint)
   if is_prepared(name, fingerprint):
     return folder
-  with _writable(folder):
+  with writable(folder):
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{folder.parent}.lock"):
       if is_prepared(name, fingerprint):  # by the process that held the lock
@@ -95,9 +95,13 @@ def prepare(
       # Nobody else writes here now, so this is what a killed process left.
       shutil.rmtree(folder.parent, ignore_errors=True)
       logging.info("Preparing %s in %s.", name, folder)
-      write(
-        folder, make_examples(), class_names, provenance=provenance, **options
-      )
+      try:
+        write(
+          folder, make_examples(), class_names, provenance=provenance, **options
+        )
+      except BaseException:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        raise
   return folder
 
 
@@ -132,6 +136,7 @@ def write(
   if not isinstance(examples, Mapping):
     examples = {"train": examples}
   name, config, version = folder.parts[-3:]
+  _check_class_names(provenance.get("spec", name), class_names)
   writer = _Writer(
     provenance.get("spec", name),
     len(class_names),
@@ -140,7 +145,9 @@ def write(
     on_image,
   )
   import_tensorflow(name)
-  with _quiet_tfds() as tfds:
+  with _quiet_tfds() as tfds, warnings.catch_warnings():
+    # Pillow warns of metadata, which is not used.
+    warnings.simplefilter("ignore")
 
     class Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
       # They print to stdout.
@@ -181,6 +188,18 @@ def write(
   partial = folder / f"{_PROVENANCE}.partial"
   partial.write_text(json.dumps(written, indent=2, sort_keys=True))
   partial.replace(folder / _PROVENANCE)
+
+
+def _check_class_names(name: str, class_names: Sequence[str]) -> None:
+  # tfds keeps them as the lines of a text file, without space around them.
+  for class_name in class_names:
+    if class_name.strip().splitlines() != [class_name]:
+      raise UserError(
+        f"{name}: the class name {class_name!r} is empty, has space around it "
+        "or a line break in it; rename it."
+      )
+  if twice := [c for c, count in Counter(class_names).items() if count > 1]:
+    raise UserError(f"{name}: two classes are called {twice[0]!r}; rename one.")
 
 
 class _Writer:
@@ -255,7 +274,10 @@ class _Writer:
   def _canonical(
     self, example: Example
   ) -> tuple[Example, decode.Canonical | str]:
-    image = example.image() if callable(example.image) else example.image
+    try:
+      image = example.image() if callable(example.image) else example.image
+    except ValueError as error:  # a file of an archive, or it is gone
+      return example, str(error)
     if isinstance(image, np.ndarray) and (
       image.dtype != np.uint8 or image.shape[2:] not in ((1,), (3,))
     ):
@@ -279,20 +301,6 @@ class _Writer:
       "skipped": len(self._damaged),
       "constant": len(self._constant),
     }
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-  """Says what to do where the disk is full or the folder is read-only."""
-  try:
-    yield
-  except OSError as e:
-    if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-      raise
-    raise UserError(
-      f"Cannot write {folder}: {e.strerror}. Point the environment variable "
-      "SYNGUIDE_CACHE to a folder with space in it."
-    ) from e
 
 
 def is_prepared(name: str, fingerprint: str) -> bool:

@@ -18,6 +18,7 @@ import tqdm
 from synguide_jax.cache import fingerprint
 from synguide_jax.data import (
   digits,
+  dumps,
   files,
   layouts,
   letters,
@@ -75,7 +76,7 @@ def open_set(spec: str, *, skip_damaged: bool = False) -> ImageSet:
       ``"folder:<path>"``: a folder or archive of images, see
       :func:`synguide_jax.data.layouts.folder`;
       ``"npz:<path>"``: a dump of arrays, see
-      :func:`synguide_jax.data.layouts.npz`;
+      :func:`synguide_jax.data.dumps.npz`;
       ``"stylegan:<path>"``: see :func:`synguide_jax.data.layouts.stylegan`;
       ``"prepared:<path>"``: a folder that a command of ours wrote.
     skip_damaged: Leave files out that cannot be read, counting them in
@@ -172,14 +173,12 @@ def _open_tfds(spec: str, name: str, skip_damaged: bool) -> ImageSet:
 
 @_scheme("folder:<path>")
 def _open_folder(spec: str, path: str, skip_damaged: bool) -> ImageSet:
-  return _listed_set(
-    spec, path, skip_damaged, files.open_files, layouts.folder
-  )
+  return _listed_set(spec, path, skip_damaged, files.open_files, layouts.folder)
 
 
 @_scheme("npz:<path>")
 def _open_npz(spec: str, path: str, skip_damaged: bool) -> ImageSet:
-  return _listed_set(spec, path, skip_damaged, files.open_file, layouts.npz)
+  return _listed_set(spec, path, skip_damaged, files.open_file, dumps.npz)
 
 
 @_scheme("stylegan:<path>")
@@ -192,7 +191,7 @@ def _open_stylegan(spec: str, path: str, skip_damaged: bool) -> ImageSet:
 @_scheme("prepared:<path>")
 def _open_prepared(spec: str, path: str, skip_damaged: bool) -> ImageSet:
   del skip_damaged
-  return _prepared_set(spec, Path(path).expanduser())
+  return _prepared_set(spec, Path(files.expand(path)))
 
 
 def _prepared_set(spec: str, folder: Path) -> ImageSet:
@@ -209,38 +208,48 @@ def _listed_set(
   layout: Callable[[files.Files], layouts.Listing],
 ) -> ImageSet:
   """Prepares files unless a set with their content is there already."""
+  origin = files.expand(path)
   try:
     content = files.checksum(opened, path)
     mark = fingerprint({"content": content, "skip_damaged": skip_damaged})
-    stem = os.path.basename(files.expand(path)).partition(".")[0]
-    name = re.sub(r"\W+", "_", f"{spec.partition(':')[0]}_{stem}").lower()
+    stem = f"{spec.partition(':')[0]}_{os.path.basename(origin)}"
+    name = re.sub(r"\W+", "_", stem.partition(".")[0].lower(), flags=re.ASCII)
+    name = name[:40]
     folder = prepared.folder_of(name, mark)
     if not prepared.is_complete(folder):
-      tree = opened(path)
-      listing = layout(tree)
-      _prepare(spec, name, mark, tree, listing, skip_damaged)
+
+      def unchanged():
+        if files.checksum(opened, path) != content:
+          raise UserError(f"{origin} changed while it was prepared; try again.")
+
+      with opened(path) as tree:
+        listing = layout(tree)
+        _prepare(spec, name, mark, origin, listing, skip_damaged, unchanged)
   except UserError as error:
     text = str(error)
     raise UserError(
       text if text.startswith(spec) else f"{spec}: {text}"
     ) from error
-  return _prepared_set(spec, folder)
+  found = _prepared_set(spec, folder)
+  # The same files may have been prepared from another place.
+  return dataclasses.replace(
+    found, provenance=found.provenance | {"origin": origin}
+  )
 
 
 def _prepare(
   spec: str,
   name: str,
   mark: str,
-  tree: files.Files,
+  origin: str,
   listing: layouts.Listing,
   skip_damaged: bool,
+  check: Callable[[], None],
 ) -> None:
-  def unchanged():
-    if tree.changed():
-      raise UserError(f"{tree.root} changed while it was prepared; try again.")
-
   def examples(items: Sequence[layouts.Item]):
-    return (prepared.Example(item.read, item.label, item.name) for item in items)
+    return (
+      prepared.Example(item.read, item.label, item.name) for item in items
+    )
 
   total = sum(map(len, listing.splits.values()))
   # Seen on terminals only.
@@ -254,11 +263,11 @@ def _prepare(
       listing.class_names,
       provenance={
         "spec": spec,
-        "origin": tree.root,
+        "origin": origin,
         "other_files": listing.other_files,
       },
       drop_constant=True,
       skip_damaged=skip_damaged,
       on_image=progress.update,
-      check=unchanged,
+      check=check,
     )

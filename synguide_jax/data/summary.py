@@ -9,6 +9,7 @@ import numpy as np
 from synguide_jax.data.records import Index
 from synguide_jax.data.sources import ImageSet
 
+_FIRST = ("train", "validation", "test")
 _MAX_CLASSES = 20  # rows of a table; of more classes, only the extremes
 _NAMED = 5
 
@@ -23,7 +24,9 @@ def describe(found: ImageSet) -> list[str]:
     Lines: where it is stored, images by split, formats and sizes, what was
     converted and left out, exact duplicates, and images by class and split.
   """
-  indices = {name: split.index for name, split in found.splits.items()}
+  names = [n for n in _FIRST if n in found.splits]
+  names += [n for n in found.splits if n not in _FIRST]
+  indices = {name: found.splits[name].index for name in names}
   facts = {
     "stored in": str(next(iter(found.splits.values())).folder),
     "images": _counts({name: len(index) for name, index in indices.items()}),

@@ -1,12 +1,13 @@
 """A classifier to ask about images: a network and the names of its classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 import flax
 import jax
 import jax.numpy as jnp
@@ -160,20 +161,15 @@ def predict(
     UserError: the classifier's probabilities are not finite.
   """
   network, mesh = classifier.network, mesh_lib.create(1)
-  height, _, channels = network.image_shape
-  centre = Augmentation(height).evaluate
+  channels = network.image_shape[-1]
+  if channels == 1 and (coloured := int((~images.index.grey).sum())):
+    logging.warning(
+      "the classifier is of grey images and sees %d coloured ones in grey",
+      coloured,
+    )
   pixels = Pixels(
     [(images, np.arange(len(images)))], classifier.read_size, channels
   )
-
-  @jax.jit
-  def ask(variables, stored, label):
-    logits = network.model.apply(variables, centre(stored), train=False).logits
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    predicted = log_probs.argmax(-1).astype(jnp.int32)
-    label = jnp.where(label < 0, predicted, label)
-    loss = -jnp.take_along_axis(log_probs, label[:, None], -1)[:, 0]
-    return label, predicted, jnp.exp(log_probs.max(-1)), loss
 
   shares = mesh.shape[mesh_lib.DATA]
   size = -(-min(batch_size, len(images)) // shares) * shares
@@ -182,7 +178,7 @@ def predict(
   sharding = mesh_lib.over_images(mesh)
   variables = jax.device_put(network.variables, mesh_lib.replicated(mesh))
   drawn = Streamed(pixels, mesh, 0).listed(list(batches), sharding)
-  answers = []
+  ask, answers = _asking(network), []
   # Seen on terminals only.
   for batch, rows in tqdm.tqdm(
     zip(drawn, batches, strict=True),
@@ -204,3 +200,19 @@ def predict(
       "not finite; take another one."
     )
   return found
+
+
+def _asking(network: Pretrained) -> Callable[..., tuple[jax.Array, ...]]:
+  """Compiles what makes :class:`Predictions` of uint8 images."""
+  centre = Augmentation(network.image_shape[0]).evaluate
+
+  @jax.jit
+  def ask(variables, images, label):
+    logits = network.model.apply(variables, centre(images), train=False).logits
+    log_probs = jax.nn.log_softmax(logits)
+    predicted = log_probs.argmax(-1).astype(jnp.int32)
+    label = jnp.where(label < 0, predicted, label)
+    loss = -jnp.take_along_axis(log_probs, label[:, None], -1)[:, 0]
+    return label, predicted, jnp.exp(log_probs.max(-1)), loss
+
+  return ask

@@ -12,7 +12,6 @@ alone, and `label` does all of it and writes what is left as a set of our own.
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 from pathlib import Path
@@ -41,10 +40,6 @@ from synguide_jax.synthesis.selection import (
   select,
 )
 
-_HEAD = (
-  *("class", "images", "kept"),
-  *("unsure", "disagreed", "loss", "balanced out", "mean confidence"),
-)
 _BLOCK = 256  # encoded images in memory while they are copied
 
 
@@ -129,8 +124,8 @@ def label(
 def table(report: Report) -> list[str]:
   """Returns what became of each class as the lines of a table, with totals.
 
-  Between ``kept`` and ``mean confidence`` (of those kept) it has the numbers
-  dropped, each image by the first filter that it did not pass.
+  An image counts as dropped by the first filter that it did not pass; the mean
+  confidence is of those kept.
   """
   columns = ("images", *FATES)
   totals = {
@@ -141,7 +136,8 @@ def table(report: Report) -> list[str]:
       weights=[row["kept"] for row in report.classes],
     ),
   }
-  rows = [_HEAD]
+  dropped = (f"dropped: {FATES[1]}", *FATES[2:])
+  rows = [("class", "images", FATES[0], *dropped, "mean confidence")]
   for row in (*report.classes, totals):
     sure = row["mean_confidence"]
     shown = "-" if sure is None else f"{sure:.3f}"
@@ -184,27 +180,28 @@ def _own_labels(
     by=rules.match_classes,
     mapping=rules.class_mapping,
   )
-  return np.where(labels < 0, NO_LABEL, new[labels])
+  return np.where(labels < 0, NO_LABEL, new[labels]).astype(np.int32)
 
 
 def _match(
   classifier: Classifier, spec: str, names: Sequence[str], **options: Any
 ) -> np.ndarray:
-  """Returns the classifier's number of each class of a set, int32 ``[K]``."""
+  """Returns the classifier's number of each class of a set, ``[K]``."""
   try:
     known = classes.match(
       classifier.class_names,
       names,
-      real_spec="The classifier",
+      real_spec="classifier",
       synthetic_spec=spec,
       **options,
     )
   except UserError as error:
+    if not options:
+      raise
     raise UserError(
-      f"{error} (Of a labeler they are class_mapping and match_classes; the "
-      "classifier takes the place of the real set.)"
+      f"{error} Here these are called class_mapping and match_classes."
     ) from error
-  return np.array([classifier.class_names.index(name) for name in known], int)
+  return np.array([classifier.class_names.index(name) for name in known])
 
 
 def _real_counts(classifier: Classifier, rules: Rules) -> np.ndarray | None:
@@ -250,7 +247,7 @@ def _limits(
       "balanced at %d images a class, since class %s has no more; class %s has "
       "more real images than that and gets no synthetic one",
       total,
-      names[np.argmin(real + available)],
+      enumerate_names(names[[np.argmin(real + available)]]),
       enumerate_names(names[above]),
     )
   return limits
@@ -345,24 +342,26 @@ def _alone(output: Path) -> Iterator[Path]:
 
   What a killed process left there is removed; one that runs is an error.
   """
+  # Absolute, since "." has no name.
+  output = output.absolute()
   partial = output.with_name(f".{output.name}.partial")
+  lock = filelock.FileLock(partial / "lock", timeout=0)
   try:
     partial.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(partial / "lock", timeout=0):
-      for left in partial.iterdir():
-        if left.name != "lock":
-          shutil.rmtree(left)
-      try:
-        yield partial
-      finally:
-        shutil.rmtree(partial)
+    lock.acquire()
   except filelock.Timeout as error:
     raise UserError(
       f"Another process is writing output={output}; wait for it."
     ) from error
   except OSError as error:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-      raise
     raise UserError(
       f"Cannot write output={output}: {error}. Choose another."
     ) from error
+  try:
+    for left in partial.iterdir():
+      if left.name != "lock":
+        shutil.rmtree(left)
+    yield partial
+  finally:
+    shutil.rmtree(partial)
+    lock.release()

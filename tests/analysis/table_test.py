@@ -43,13 +43,22 @@ def _write(name, accuracies, *, first_run=0, rates=None, **overrides):
       "method": config.method,
       "config": workdir.as_json(config),
       "runs": list(range(first_run, first_run + len(accuracies))),
-      "test": {"accuracy": accuracy},
+      # Half of it, so that the two cannot be taken for each other.
+      "test": {"accuracy": accuracy, "balanced_accuracy": _halved(accuracy)},
       "synthetic": {"accuracy": {"mean": 0.9, "std": None, "n": 1}},
       "history": [{"step": 1, "train": train}],
       "seconds": {"train": 12.34},
     },
   )
   return folder
+
+
+def _halved(summary):
+  return {
+    **summary,
+    "mean": summary["mean"] and summary["mean"] / 2,
+    "runs": [value and value / 2 for value in summary["runs"]],
+  }
 
 
 def _rows(*folders):
@@ -222,6 +231,7 @@ def test_markdown():
   assert header == [
     "method",
     "accuracy",
+    "balanced",
     "n",
     "vs aug (paired)",
     "vs balanced (paired)",
@@ -229,11 +239,15 @@ def test_markdown():
     "conflicts",
     "train s",
   ]
-  assert aug == ["aug", "55.00 +- 0.50", "2", "", "", "90.00", "", "12.3"]
+  assert aug == [
+    *("aug", "55.00 +- 0.50", "27.50 +- 0.50", "2"),
+    *("", "", "90.00", "", "12.3"),
+  ]
   # 3 and 1 points: mean 2, standard error sqrt(2) / sqrt(2).
   assert guided == [
     "RG + PG-R + PG-F",
     "57.00 +- 0.50",
+    "28.50 +- 0.50",
     "2",
     "+2.00 +- 1.00",
     "",
@@ -241,7 +255,33 @@ def test_markdown():
     "12.5",
     "12.3",
   ]
-  assert diverged[:4] == ["fake", "", "0", ""]
+  assert diverged[:5] == ["fake", "", "", "0", ""]
+
+
+def test_differences_are_in_the_metric_that_selects():
+  rows = _rows(
+    _write("aug", [0.9, 0.8], method="aug", select_metric="balanced_accuracy"),
+    _write("guided", [0.93, 0.82], select_metric="balanced_accuracy"),
+  )
+  difference = rows["guided"]["difference"]["aug"]["mean"]
+  assert difference == pytest.approx(2.5 * POINT / 2)
+
+
+def test_images_in_memory_and_streamed_are_one_table():
+  rows = _rows(
+    _write("aug", [0.5], method="aug", data__feed="stream"),
+    _write("guided", [0.6]),
+  )
+  assert rows["aug"]["label"] == "aug"
+
+
+def test_several_sources_in_a_title():
+  folder = _write("aug", [0.5], method="aug")
+  results = workdir.results(folder)
+  results["config"]["data"]["synthetic"] = ["npz:a@2.0", "npz:b@1.0"]
+  workdir.write_json(folder / "results.json", results)
+  (only,) = table.gather([folder])
+  assert only["title"] == "digits with npz:a@2.0 + npz:b@1.0"
 
 
 def _bars(line):

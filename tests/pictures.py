@@ -1,0 +1,130 @@
+"""Image files, archives and processes to test reading with."""
+
+import io
+import os
+from pathlib import Path
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import textwrap
+import types
+import zipfile
+import zlib
+
+from etils import epath
+import numpy as np
+from PIL import Image
+
+import synguide_jax
+
+_RNG = np.random.default_rng(0)
+
+
+def pixels(height=8, width=8, channels=3):
+  """Noise, other each time."""
+  return _RNG.integers(0, 256, (height, width, channels), np.uint8)
+
+
+def encode(image=None, suffix="png", **options):
+  """The content of an image file."""
+  if not isinstance(image, Image.Image):
+    image = Image.fromarray(pixels() if image is None else image)
+  file = io.BytesIO()
+  image.save(file, {"jpg": "jpeg"}.get(suffix, suffix), **options)
+  return file.getvalue()
+
+
+def png(width, height, bits, colour_type, data):
+  """A PNG file that Pillow would not write."""
+  chunks = (
+    b"IHDR"
+    + struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0),
+    b"IDAT" + zlib.compress(data),
+    b"IEND",
+  )
+  file = b"\x89PNG\r\n\x1a\n"
+  for chunk in chunks:
+    crc = struct.pack(">I", zlib.crc32(chunk))
+    file += struct.pack(">I", len(chunk) - 4) + chunk + crc
+  return file
+
+
+def write(root, contents):
+  """Writes files, given by name."""
+  for name, content in contents.items():
+    path = Path(root, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  return Path(root)
+
+
+def pack(path, contents):
+  """Writes a zip or tar file; a name that ends in / is a folder."""
+  if path.suffix == ".zip":
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+      for name, content in contents.items():
+        archive.writestr(name, content)
+    return path
+  mode = {".gz": "w:gz", ".tgz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}.get(
+    path.suffix, "w"
+  )
+  with tarfile.open(path, mode) as archive:
+    for name, content in contents.items():
+      info = tarfile.TarInfo(name)
+      if name.endswith("/"):
+        info.type = tarfile.DIRTYPE
+      info.size = len(content)
+      archive.addfile(info, io.BytesIO(content))
+  return path
+
+
+class _BucketPath:
+  """What a remote path is to epath, served from a local folder."""
+
+  root: Path
+
+  def __init__(self, path):
+    self._uri = str(path)
+    self._local = self.root / self._uri.removeprefix("bucket://")
+    self.name = self._local.name
+    for method in ("exists", "is_dir", "read_bytes", "open"):
+      setattr(self, method, getattr(self._local, method))
+
+  def joinpath(self, *names):
+    return _BucketPath("/".join((self._uri, *names)))
+
+  __truediv__ = joinpath
+
+  def iterdir(self):
+    return (self / name for name in os.listdir(self._local))
+
+  def stat(self):
+    found = self._local.stat()
+    return types.SimpleNamespace(
+      is_directory=stat.S_ISDIR(found.st_mode),
+      length=found.st_size,
+      mtime=found.st_mtime,
+    )
+
+
+epath.register_path_cls(["bucket://"])(_BucketPath)
+
+
+def bucket(folder):
+  """Makes a folder what bucket:// names."""
+  folder.mkdir()
+  _BucketPath.root = folder
+  return folder
+
+
+def python(code, *args):
+  """Starts a process that runs code and shares the cache folder."""
+  root = Path(synguide_jax.__file__).parents[1]
+  return subprocess.Popen(
+    [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *args],
+    env=os.environ | {"PYTHONPATH": str(root)},
+    stdout=subprocess.PIPE,
+    text=True,
+  )
