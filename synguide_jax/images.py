@@ -92,7 +92,7 @@ class Resident:
 
   def __init__(self, pixels: Pixels, mesh: jax.sharding.Mesh):
     self._mesh = mesh
-    self.stored = jax.device_put(pixels.read(), mesh_lib.replicated(mesh))
+    self.stored = mesh_lib.place(pixels.read(), mesh_lib.replicated(mesh))
 
   def abstract(self, shape: tuple[int, ...]) -> Drawn:
     """Shapes and types of what is drawn, for indices of a shape."""
@@ -104,15 +104,17 @@ class Resident:
     """Yields what the steps from ``start`` to ``stop`` draw, on devices."""
     sharding = mesh_lib.per_run_and_image(self._mesh)
     for step in range(start, stop):
-      placed = jax.device_put(dict(draw(step)), sharding)
-      yield {name: Drawn(index, None) for name, index in placed.items()}
+      yield {
+        name: Drawn(mesh_lib.place(index, sharding), None)
+        for name, index in draw(step).items()
+      }
 
   def listed(
     self, batches: list[np.ndarray], sharding: jax.sharding.Sharding
   ) -> Iterator[Drawn]:
     """Yields batches of given indices ``[B]``, on devices."""
     for index in batches:
-      yield Drawn(jax.device_put(index, sharding), None)
+      yield Drawn(mesh_lib.place(index, sharding), None)
 
 
 class Streamed:
@@ -213,7 +215,7 @@ class _Batches:
     """Puts an item's arrays on the devices."""
     shape = (*index.shape, *images.shape[index.ndim :])
     return Drawn(
-      jax.device_put(index, self._sharding),
+      mesh_lib.place(index, self._sharding),
       jax.make_array_from_process_local_data(self._sharding, images, shape),
     )
 

@@ -1,9 +1,11 @@
 """Devices as a mesh of runs and shares of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import math
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -47,6 +49,36 @@ def per_run_and_image(mesh: Mesh) -> NamedSharding:
 def over_images(mesh: Mesh) -> NamedSharding:
   """A leading batch axis, spread over the mesh's data axis."""
   return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+  """Puts an array that every process has on the devices of all of them."""
+  if jax.process_count() == 1:
+    return jax.device_put(array, sharding)
+  # Without comparing it between the processes, as device_put would.
+  return jax.make_array_from_callback(
+    array.shape, sharding, lambda part: array[part]
+  )
+
+
+@contextlib.contextmanager
+def first_process_first(name: str) -> Iterator[None]:
+  """Lets the first process make what the others then find.
+
+  Args:
+    name: Of what is made, the same in all processes.
+  """
+  if jax.process_count() == 1:
+    yield
+    return
+  first = jax.process_index() == 0
+  try:
+    if not first:
+      multihost_utils.sync_global_devices(name)
+    yield
+  finally:
+    if first:
+      multihost_utils.sync_global_devices(name)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, stream: str) -> None:

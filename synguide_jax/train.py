@@ -16,6 +16,7 @@ import filelock
 import jax
 import numpy as np
 
+from synguide_jax import mesh as mesh_lib
 from synguide_jax import results as results_lib
 from synguide_jax import workdir as workdir_lib
 from synguide_jax.checkpoint import Checkpointer
@@ -271,7 +272,8 @@ def set_up(
   """
   runs = run_numbers(config)
   resolved = resolve(config, inputs or {})
-  data = experiment_data.load(resolved.data, seed=config.seed, runs=runs)
+  with mesh_lib.first_process_first("data"):
+    data = experiment_data.load(resolved.data, seed=config.seed, runs=runs)
   program = Program(resolved, data, runs, devices)
   _check(config, program, data)
   return program, data

@@ -1,12 +1,20 @@
 """Resident and streamed images: the same bytes, wherever and whenever."""
 
 import functools
+import json
 import multiprocessing
+import os
+from pathlib import Path
+import socket
+import subprocess
+import sys
+import textwrap
 
 import jax
 import numpy as np
 import pytest
 
+import synguide_jax
 from synguide_jax import images
 from synguide_jax import mesh as mesh_lib
 from synguide_jax.data import experiment_data
@@ -114,6 +122,107 @@ def test_what_fits_is_resident(drawing, monkeypatch):
   monkeypatch.setattr(images, "_memory", lambda device: pixels.nbytes * 4 - 4)
   assert _create(pixels, resident_share=0.25).name == "stream"
   assert _create(pixels, feed="resident").name == "resident"
+
+
+_PROCESS = """
+import functools, os, sys
+import jax
+import numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from synguide_jax import images
+from synguide_jax import mesh as mesh_lib
+from synguide_jax.data import prepared, records
+from synguide_jax.data.pixels import Pixels
+
+def examples():
+  with open(sys.argv[3], "a") as file:
+    print(jax.process_index(), file=file)
+  return ((np.full((4, 4, 1), i, np.uint8), 0) for i in range(40))
+
+with mesh_lib.first_process_first("set"):
+  if jax.process_index():
+    assert prepared.is_prepared("synguide_hosts", "abc")
+  folder = prepared.prepare(
+    "synguide_hosts", "abc", examples, ["a"], provenance={}
+  )
+split = records.of_prepared(folder)["train"]
+pixels = Pixels([(split, np.arange(len(split)))], 4, 1)
+mesh = mesh_lib.create(1)
+assert mesh.size == 4 and jax.process_count() == 2
+decoded, read = [], pixels.read
+pixels.read = lambda index=None, **options: (
+  decoded.append(np.size(index)), read(index, **options))[1]
+draw = lambda step: {"a": np.arange(8)[None] + 3 * step}
+for where in (images.Resident(pixels, mesh), images.Streamed(pixels, mesh, 0)):
+  for step, drawn in enumerate(where.batches(draw, 0, 5)):
+    seen = jax.jit(lambda d, stored: d["a"].look_up(stored).astype(np.int32))(
+      drawn, where.stored)
+    for shard in seen.addressable_shards:
+      rows = draw(step)["a"][shard.index[:2]]
+      np.testing.assert_array_equal(shard.data[..., 0, 0, 0], rows)
+# All of it once; then half of every batch.
+assert decoded == [1, *[4] * 5], decoded
+print("done")
+"""
+
+
+def test_two_processes_decode_half_each(tmp_path, monkeypatch):
+  monkeypatch.setenv("SYNGUIDE_CACHE", str(tmp_path / "cache"))
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  environment = os.environ | {
+    "XLA_FLAGS": "",
+    "PYTHONPATH": str(Path(synguide_jax.__file__).parents[1]),
+  }
+  calls = tmp_path / "calls"
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", _PROCESS, address, str(number), str(calls)],
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for number in range(2)
+  ]
+  outputs = [process.communicate() for process in processes]
+  assert all(out.endswith("done\n") for out, _ in outputs), outputs
+  assert calls.read_text() == "0\n"
+
+
+def test_training_never_imports_tensorflow(tmp_path):
+  config = tiny.config(
+    **{"data.feed": "stream", "data.num_workers": 1, "num_steps": 2}
+  )
+  experiment_data.load(config.data, seed=0, runs=(0,))  # prepares the digits
+  code = """
+    import json, sys
+    import ml_collections
+    from synguide_jax.train import train_and_evaluate
+
+    class Writer:
+      def write_scalars(self, step, scalars): pass
+      def flush(self): pass
+
+    if __name__ == "__main__":
+      config = ml_collections.ConfigDict(json.loads(sys.argv[1]))
+      results = train_and_evaluate(config, sys.argv[2], Writer())
+      assert results["data"]["feed"] == "stream"
+      assert "tensorflow" not in sys.modules
+      print("done")
+  """
+  script = tmp_path / "script.py"
+  script.write_text(textwrap.dedent(code))
+  done = subprocess.run(
+    [sys.executable, script, json.dumps(config.to_dict()), tmp_path / "work"],
+    env=os.environ
+    | {"PYTHONPATH": str(Path(synguide_jax.__file__).parents[1])},
+    capture_output=True,
+    text=True,
+  )
+  assert done.stdout == "done\n", done.stderr
 
 
 @pytest.mark.parametrize(

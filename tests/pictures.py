@@ -1,4 +1,4 @@
-"""Image files, archives and processes to test reading with."""
+"""Image files, archives, sets and processes to test reading with."""
 
 import io
 import os
@@ -18,6 +18,9 @@ import numpy as np
 from PIL import Image
 
 import synguide_jax
+from synguide_jax.data import tfds_sets
+
+CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 _RNG = np.random.default_rng(0)
 
@@ -117,6 +120,54 @@ def bucket(folder):
   folder.mkdir()
   _BucketPath.root = folder
   return folder
+
+
+def decoded(records):
+  """The images of a split as they are stored, each [H, W, C]."""
+  images = []
+  for encoded in records.encoded(range(len(records))):
+    with Image.open(io.BytesIO(encoded)) as im:
+      images.append(np.atleast_3d(np.asarray(im)))
+  return images
+
+
+def store(data_dir, name, splits, file_format="array_record"):
+  """Writes a set as tfds would, with the features of CIFAR-10.
+
+  Args:
+    data_dir: Of tfds.
+    name: Of the set.
+    splits: Images, or the content of files, and labels by split.
+    file_format: Of the files.
+  """
+  tfds_sets.import_tensorflow(name)
+  import tensorflow_datasets as tfds
+
+  def examples(split, images, labels):
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+      yield i, {"id": f"{split}_{i:05d}", "image": image, "label": label}
+
+  features = tfds.features.FeaturesDict(
+    {
+      "id": tfds.features.Text(),
+      "image": tfds.features.Image(shape=(32, 32, 3)),
+      "label": tfds.features.ClassLabel(names=CIFAR10),
+    }
+  )
+  tfds.disable_progress_bar()
+  builder = tfds.dataset_builders.AdhocBuilder(
+    name=name,
+    version="3.0.2",
+    features=features,
+    split_datasets={
+      split: examples(split, *of_split) for split, of_split in splits.items()
+    },
+    data_dir=data_dir,
+    file_format=file_format,
+    disable_shuffling=True,
+  )
+  builder.download_and_prepare()
+  return Path(builder.data_dir)
 
 
 def python(code, *args):
