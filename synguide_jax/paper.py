@@ -4,8 +4,9 @@ Wang et al., *Improving the Effectiveness of Deep Generative Data*, WACV 2024,
 Sections 3 and 5: ResNet-50 at 224 px, random crop and flip, batches of 128
 images, 200 epochs, learning rate 1e-4, means over five runs. Its main text
 leaves open the optimiser (Adam here), the size of images before the crop (256
-px here), lambda_1 to lambda_3 (1, 1 and 10 here) and whether validation images
-choose the weights (in low-shot experiments here, not in zero-shot ones).
+px here, 32 of CIFAR-10), lambda_1 to lambda_3 (1, 1 and 10 here) and whether
+validation images choose the weights (in low-shot experiments here, not in
+zero-shot ones).
 """
 
 from ml_collections import ConfigDict
@@ -91,8 +92,8 @@ def zero_shot_rows() -> list[dict[str, object]]:
   """Returns the rows of Table 2 that can be trained, as overrides."""
   return [
     {"method": "fake"},
-    # Averaged over the pairs: summed over a row it would be a hundred times the
-    # cross entropy.
+    # Averaged over the pairs: summed over a row, as kl is, and times 10 it
+    # would drown the cross entropy.
     {
       "guidance.similarity": "l1",
       "guidance.reduction": "elementmean",

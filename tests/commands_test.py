@@ -139,16 +139,29 @@ def test_main_as_a_newcomer_starts_it():
 CONFIGS = sorted(
   file.relative_to(ROOT).as_posix() for file in ROOT.glob("configs/**/*.py")
 )
-# Networks that take a CPU a minute to compile and evaluate.
-_LARGE = [file for file in CONFIGS if "cifar" in file]
+# Networks that take a CPU a minute to compile; in one process those that share
+# a program.
+_STORED_AT_256 = [
+  file
+  for file in CONFIGS
+  if re.search("cub|flowers|defects|folder", file)
+]
+_LARGE = [
+  _STORED_AT_256,
+  *([file] for file in CONFIGS if re.search("cifar|imagenet|wrn", file)),
+]
 
 
 @pytest.mark.parametrize(
   "files",
   [
     # In one process. The test above trains the digits.
-    [f for f in CONFIGS if f not in (*_LARGE, "configs/digits_lowshot.py")],
-    *(pytest.param([file], marks=pytest.mark.slow) for file in _LARGE),
+    [
+      file
+      for file in CONFIGS
+      if file not in (*sum(_LARGE, []), "configs/digits_lowshot.py")
+    ],
+    *(pytest.param(files, marks=pytest.mark.slow) for files in _LARGE),
   ],
   ids=" ".join,
 )
@@ -157,7 +170,8 @@ def test_every_smoke_config_trains(files):
     [
       ["main", f"--config={file}:smoke", f"--workdir=work/{number}"]
       for number, file in enumerate(files)
-    ]
+    ],
+    JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
   )
   for number, (file, (code, out, err)) in enumerate(
     zip(files, done, strict=True)

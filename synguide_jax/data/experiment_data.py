@@ -185,6 +185,8 @@ def load(
   Raises:
     UserError: for sets that cannot be read, do not match, or are too small.
   """
+  if not data.real:
+    raise UserError("data.real is empty; name a set, such as folder:<path>.")
   real = sources.open_set(data.real, skip_damaged=data.skip_damaged)
   if "train" not in real.splits:
     raise UserError(f"data.real={data.real!r} has no split named 'train'.")

@@ -21,6 +21,13 @@ from synguide_jax.errors import UserError
 
 # Other sets name their files in one of these features, if at all.
 _NAME_FEATURES = ("name", "file_name", "image/filename", "id")
+_NOT_WRITABLE = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EACCES,
+  errno.EROFS,
+  errno.ENOTDIR,
+)
 _BLOCK = 256  # records in memory while a set is indexed
 
 
@@ -136,8 +143,11 @@ class Records:
     """Returns the files' contents."""
     from tensorflow_datasets.proto import tf_example_pb2
 
+    rows = [int(row) for row in rows]
+    if not rows:
+      return []
     # Not through tfds's features, which take five times as long.
-    stored = self._source.data_source.__getitems__([int(row) for row in rows])
+    stored = self._source.data_source.__getitems__(rows)
     examples = map(tf_example_pb2.Example.FromString, stored)
     return [e.features.feature["image"].bytes_list.value[0] for e in examples]
 
@@ -197,7 +207,7 @@ def writable(folder: Path) -> Iterator[None]:
   try:
     yield
   except OSError as e:
-    if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    if e.errno not in _NOT_WRITABLE:
       raise
     raise UserError(
       f"Cannot write {folder}: {e.strerror}. Point the environment variable "
