@@ -40,8 +40,9 @@ def training_defaults() -> ConfigDict:
   config.data = ConfigDict()
   # Spec of the real images.
   config.data.real = ""
-  # Spec of the synthetic images; "": none. Several: a tuple of "spec@weight",
-  # drawn in proportion to the weights; without them every image equally likely.
+  # Spec of the synthetic images; "": none. Several, as the text of a tuple, are
+  # drawn in proportion to their weights: "('<spec>@<weight>', '<spec>@<weight>')";
+  # without weights every image is equally likely.
   config.data.synthetic = ""
   # Names of the classes to use, in label order; (): all.
   config.data.classes = ()

@@ -158,9 +158,11 @@ def _tested_on(results: Mapping[str, Any]) -> str:
     )
   if "test" in results:
     return f"on {images['test']} test images, looked at once"
-  used = " that also chose the weights" if results["config"]["select"] == (
-    "best"
-  ) else ""
+  used = (
+    " that also chose the weights"
+    if results["config"]["select"] == ("best")
+    else ""
+  )
   return (
     f"there is no test set: these are {images['validation']} validation "
     f"images{used}"

@@ -4,6 +4,7 @@ Both show the same images at the same step.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import functools
 import gc
 import os
 from typing import Any
@@ -82,7 +83,7 @@ def _memory(device: jax.Device) -> int:
 
 
 class Resident:
-  """All images decoded, on every device; a step gathers its own.
+  """All images on every device, decoded at first use; steps gather theirs.
 
   Attributes:
     stored: uint8 ``[N, H, W, C]``.
@@ -91,8 +92,12 @@ class Resident:
   name = "resident"
 
   def __init__(self, pixels: Pixels, mesh: jax.sharding.Mesh):
-    self._mesh = mesh
-    self.stored = mesh_lib.place(pixels.read(), mesh_lib.replicated(mesh))
+    self._pixels, self._mesh = pixels, mesh
+
+  @functools.cached_property
+  def stored(self) -> jax.Array:
+    everywhere = mesh_lib.replicated(self._mesh)
+    return mesh_lib.place(self._pixels.read(), everywhere)
 
   def abstract(self, shape: tuple[int, ...]) -> Drawn:
     """Shapes and types of what is drawn, for indices of a shape."""
@@ -201,9 +206,7 @@ class _Batches:
   def __repr__(self) -> str:
     return f"{type(self).__name__}({self._length})"
 
-  def __getitem__(
-    self, step: int
-  ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  def __getitem__(self, step: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     drawn = {}
     for name, index in self._draw(int(step)).items():
       own = index[self._share[index.shape]]

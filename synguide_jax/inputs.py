@@ -82,7 +82,7 @@ def check(config: Any) -> None:
       if config.data.folds:
         raise UserError(
           f"data.folds={config.data.folds}: {spec} would be trained on images "
-          "that runs are tested on; generate a set beforehand, or use data.test."
+          "that runs are tested on. Generate them beforehand, or use data.test."
         )
       stand_in.data[field] = config.data.real
       stand_in.data.duplicates = "warn"

@@ -94,11 +94,7 @@ class Program:
       self._per_run,
     )
     self.images = images.create(config.data, data.pixels, self.mesh)
-    self._stored = jax.device_put(
-      {"labels": data.labels, "real": data.real},
-      mesh_lib.replicated(self.mesh),
-    )
-    self._stored["images"] = self.images.stored
+    self._labels, self._real = data.labels, data.real
     shares = self.mesh.shape[mesh_lib.DATA]
     self._evaluator = Evaluator(
       self._logits,
@@ -108,6 +104,14 @@ class Program:
       batch_size=math.ceil(config.eval_batch_size / shares) * shares,
       index_sharding=mesh_lib.over_images(self.mesh),
     )
+
+  @functools.cached_property
+  def _stored(self) -> Arrays:
+    """What steps look up; decoded and placed when the first one does."""
+    arrays = {"labels": self._labels, "real": self._real}
+    everywhere = mesh_lib.replicated(self.mesh)
+    placed = {k: mesh_lib.place(v, everywhere) for k, v in arrays.items()}
+    return placed | {"images": self.images.stored}
 
   def init(self) -> tuple[Arrays, Any]:
     """Returns what is carried into the first stage, and the frozen networks."""

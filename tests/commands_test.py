@@ -43,7 +43,9 @@ def captured():
         texts.append(file.read().decode())
 
 own = {"config", "workdir", "methods", "workdirs", "output", "formats", "run"}
-own |= {"source", "skip_damaged"}
+own |= {"source", "skip_damaged", "classifier", "split", "match_classes"}
+own |= {"class_mapping", "relabel", "threshold", "agree", "min_loss"}
+own |= {"max_loss", "per_class", "balance_with", "seed"}
 done = []
 for command, *args in json.loads(sys.stdin.read()):
   sys.argv = [command, *args]
@@ -109,6 +111,7 @@ def test_main_as_a_newcomer_starts_it():
     "config",
     "events",
     "results",
+    "splits",
   }
   assert results["config"]["data"]["shots"] == 10
   assert len(results["devices"]) == 1
@@ -142,9 +145,7 @@ CONFIGS = sorted(
 # Networks that take a CPU a minute to compile; in one process those that share
 # a program.
 _STORED_AT_256 = [
-  file
-  for file in CONFIGS
-  if re.search("cub|flowers|defects|folder", file)
+  file for file in CONFIGS if re.search("cub|flowers|defects|folder", file)
 ]
 _LARGE = [
   _STORED_AT_256,
@@ -276,6 +277,53 @@ def test_sweep_table_and_export():
     "transformers has no network like this small_cnn",
     "nowhere is not finished",
   )
+  for (code, _, err), message in zip(wrong, messages, strict=True):
+    assert code == 2
+    assert err.startswith("error: ") and message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_label():
+  train = ["main", SMOKE, "--config.num_steps=2", "--config.eval_every=2"]
+  real = ["--config.data.synthetic=digits", "--config.method=real"]
+  fake = ["--config.data.synthetic=prepared:labeled", "--config.method=fake"]
+  label = ["label", "--classifier=work", "--threshold=0"]
+  (trained,) = _run_commands([[*train, *real, "--workdir=work"]])
+  assert trained[0] == 0
+  # Those the experiment was tested on, for their labels to agree with.
+  images, labels = zip(*digits.examples(), strict=True)
+  with np.load("work/splits.npz") as splits:
+    rows = splits["test"]
+  images, labels = np.stack(images)[rows], np.asarray(labels)[rows]
+  np.savez("test.npz", images=images, labels=labels)
+  tested, again, labeled, on_labeled, *wrong = _run_commands(
+    [
+      [*label, "--source=npz:test.npz", "--output=right", "--agree"],
+      [*label, "--source=npz:test.npz", "--output=right", "--agree"],
+      [*label, "--source=digits", "--output=labeled"],
+      [*train, *fake, "--workdir=on_labeled"],
+      [*label, "--source=npz:test.npz", "--output=labeled"],
+      [*label, "--source=digits", "--output=out", "--classifier=nowhere"],
+      [*label, "--source=digits", "--output=out", "--threshold=2"],
+    ]
+  )
+  code, out, _ = tested
+  assert code == 0
+  totals = next(x for x in out.splitlines() if x.startswith("all")).split()
+  results = _results("work")
+  best = np.argmax(results["validation"]["accuracy"]["runs"])
+  accuracy = results["test"]["accuracy"]["runs"][best]
+  assert totals[1:4] == ["697", str(round(accuracy * 697)), "0"]
+  assert out.endswith("--config.data.synthetic=prepared:right\n")
+  code, repeated, err = again
+  assert (code, err) == (0, "")
+  assert repeated == f"Finished before; delete right to do it again.\n{out}"
+
+  assert (labeled[0], labeled[2]) == (0, "")
+  assert on_labeled[0] == 0
+  assert _results("on_labeled")["data"]["images"]["synthetic"] == 1797
+
+  messages = ("other settings: ", "nowhere is neither", "threshold=2.0")
   for (code, _, err), message in zip(wrong, messages, strict=True):
     assert code == 2
     assert err.startswith("error: ") and message in err
@@ -418,7 +466,7 @@ def test_prepare_says_what_is_in_the_sets():
 
 
 @pytest.mark.parametrize(
-  "command", ["main", "sweep", "table", "export", "prepare"]
+  "command", ["main", "sweep", "table", "export", "prepare", "label"]
 )
 def test_help_shows_the_flags(command):
   done = _python("-m", f"synguide_jax.{command}", "--help")
@@ -428,5 +476,6 @@ def test_help_shows_the_flags(command):
     "table": "--workdirs",
     "export": "--workdir",
     "prepare": "--source",
+    "label": "--source",
   }
   assert flags.get(command, "--config") in done.stdout

@@ -86,7 +86,10 @@ def test_listed_batches(drawing):
   mesh = mesh_lib.create(1)
   batches = [np.arange(16), np.arange(16)[::-1] * 7]
   sharding = mesh_lib.over_images(mesh)
-  for where in (images.Resident(pixels, mesh), images.Streamed(pixels, mesh, 1)):
+  for where in (
+    images.Resident(pixels, mesh),
+    images.Streamed(pixels, mesh, 1),
+  ):
     found = list(where.listed(batches, sharding))
     for drawn, batch in zip(found, batches, strict=True):
       np.testing.assert_array_equal(drawn.index, batch)
@@ -98,7 +101,10 @@ def test_listed_batches(drawing):
 def test_the_shapes_that_steps_are_compiled_for(drawing):
   pixels, draw = drawing
   mesh = mesh_lib.create(2)
-  for where in (images.Resident(pixels, mesh), images.Streamed(pixels, mesh, 0)):
+  for where in (
+    images.Resident(pixels, mesh),
+    images.Streamed(pixels, mesh, 0),
+  ):
     drawn = next(where.batches(draw, 0, 1))
     for name, stream in STREAMS.items():
       expected = where.abstract((2, stream.batch_size))

@@ -39,10 +39,10 @@ def gather(folders: Sequence[Path]) -> list[dict[str, Any]]:
   Returns:
     Tables as plain data: ``title`` and ``rows``. A row has ``label``,
     ``workdir``, ``accuracy`` and ``balanced_accuracy`` (of the test images, or
-    of the validation images where there are none), ``synthetic`` and ``conflict_rate`` if there are any,
-    ``seconds`` of training, and for each of ``REFERENCES`` the paired
-    ``difference`` to it, in the metric of ``config.select_metric``: ``mean``,
-    ``standard_error`` and ``n``.
+    of the validation images where there are none), ``synthetic`` and
+    ``conflict_rate`` if there are any, ``seconds`` of training, and for each of
+    ``REFERENCES`` the paired ``difference`` to it, in the metric of
+    ``config.select_metric``: ``mean``, ``standard_error`` and ``n``.
   """
   tables = collections.defaultdict(list)
   for folder in folders:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from synguide_jax.data import checks, classes, decode, layouts, sources, splits
+from synguide_jax.data.collection import Collection
 from synguide_jax.data.pixels import Pixels
-from synguide_jax.data.records import Index, Records
 from synguide_jax.data.sources import ImageSet
 from synguide_jax.errors import UserError
 
@@ -105,73 +105,7 @@ class ExperimentData:
       )
 
 
-class _Collection:
-  """Rows of several sets' splits, given numbers and labels of this experiment.
-
-  Args:
-    real: The set whose classes are the experiment's.
-    wanted: Names of those to use; (): all.
-  """
-
-  def __init__(self, real: ImageSet, wanted: Sequence[str]):
-    known = real.class_names
-    if unknown := set(wanted) - set(known):
-      raise UserError(
-        f"data.classes: {real.spec} has no class "
-        f"{layouts.enumerate_names(unknown)}; it has "
-        f"{layouts.enumerate_names(known)}."
-      )
-    self.class_names = tuple(wanted) or known
-    self.parts: list[tuple[Records, np.ndarray]] = []
-    self.folds: list[np.ndarray] = []
-    self._labels, self._indices = [], []
-
-  def add(self, records: Records, names: Sequence[str]) -> np.ndarray:
-    """Adds a split's images of these classes, and returns their numbers.
-
-    Args:
-      records: The split.
-      names: What the experiment calls each of its classes.
-    """
-    new = np.array(
-      [
-        self.class_names.index(name) if name in self.class_names else -1
-        for name in names
-      ],
-      np.int32,
-    )
-    labels = new[records.index.labels]
-    rows = np.flatnonzero(labels >= 0)
-    start = sum(len(rows) for _, rows in self.parts)
-    self.parts.append((records, rows))
-    self._labels.append(labels[rows])
-    self._indices.append((records.index, rows))
-    return np.arange(start, start + len(rows), dtype=np.int32)
-
-  @property
-  def labels(self) -> np.ndarray:
-    return np.concatenate(self._labels)
-
-  def column(self, name: str, chosen: np.ndarray | None = None) -> np.ndarray:
-    """A column of the indices, for all images or the chosen ones."""
-    column = np.concatenate(
-      [getattr(index, name)[rows] for index, rows in self._indices]
-    )
-    return column if chosen is None else column[chosen]
-
-  def facts(self, chosen: np.ndarray) -> Index:
-    """The index of the chosen images."""
-    return Index(
-      **{
-        field.name: self.column(field.name, chosen)
-        for field in dataclasses.fields(Index)
-      }
-    )
-
-
-def load(
-  data: Any, *, seed: int, runs: tuple[int, ...]
-) -> ExperimentData:
+def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
   """Opens the sets of a config's ``data`` section and splits them.
 
   Args:
@@ -192,12 +126,13 @@ def load(
     raise UserError(f"data.real={data.real!r} has no split named 'train'.")
   if not real.splits["train"].has_labels():
     raise UserError(f"data.real={data.real!r} has no labels.")
-  images = _Collection(real, data.classes)
-  indices = _split_real(data, real, images)
+  images = Collection(real, data.classes)
+  indices, folds = _split_real(data, real, images)
   num_real = len(images.labels)
   synthetic = _open_synthetic(data, real, images)
   of_source = [
-    images.add(found.splits[split], names) for found, split, names, _ in synthetic
+    images.add(found.splits[split], names)
+    for found, split, names, _ in synthetic
   ]
   indices["synthetic"] = np.concatenate([np.zeros(0, np.int32), *of_source])
   labels = images.labels
@@ -210,7 +145,7 @@ def load(
   hashes = images.column("hashes")
   leaks, notes = _find_duplicates(data, hashes, indices)
   _check_classes(data.real, labels[indices["pool"]], images.class_names)
-  members, tested_by = _members(data, seed, runs, images, indices)
+  members, tested_by = _members(data, seed, runs, images, indices, folds)
   return ExperimentData(
     pixels=Pixels(
       images.parts, data.store_size or data.image_size, data.channels
@@ -233,9 +168,9 @@ def load(
 
 
 def _split_real(
-  data: Any, real: ImageSet, images: _Collection
-) -> dict[str, np.ndarray]:
-  """Numbers the real images by role: pool, validation, test."""
+  data: Any, real: ImageSet, images: Collection
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+  """Numbers the real images by role: pool, validation, test; and the folds."""
   names = real.class_names
   indices = {"pool": images.add(real.splits["train"], names)}
   labels, groups = images.labels, None
@@ -262,22 +197,21 @@ def _split_real(
         groups=groups,
         class_names=images.class_names,
       )
-  if data.folds:
-    parts = splits.folds(
-      labels,
-      indices["pool"],
-      data.folds,
-      seed=data.split_seed,
-      groups=groups,
-      class_names=images.class_names,
-    )
-    images.folds = parts
-    indices["test"] = indices["pool"]
-  return indices
+  if not data.folds:
+    return indices, []
+  indices["test"] = indices["pool"]
+  return indices, splits.folds(
+    labels,
+    indices["pool"],
+    data.folds,
+    seed=data.split_seed,
+    groups=groups,
+    class_names=images.class_names,
+  )
 
 
 def _open_synthetic(
-  data: Any, real: ImageSet, images: _Collection
+  data: Any, real: ImageSet, images: Collection
 ) -> list[tuple[ImageSet, str, tuple[str, ...], float | None]]:
   """Opens the synthetic sources: set, split, names of its classes, weight."""
   opened = []
@@ -306,7 +240,7 @@ def _open_synthetic(
   return opened
 
 
-def _check_kinds(data: Any, images: _Collection) -> None:
+def _check_kinds(data: Any, images: Collection) -> None:
   """Raises UserError for a mixture of grey and colour, unless it is wanted."""
   grey = images.column("grey")
   if data.convert_channels or grey.all():
@@ -334,18 +268,19 @@ def _check_classes(
 
 
 def _shortcut(
-  images: _Collection, real: np.ndarray, synthetic: np.ndarray
+  images: Collection, real: np.ndarray, synthetic: np.ndarray
 ) -> str | None:
   """How the files of a source differ from the real ones, if they do."""
   # Without loss it does not matter in which format, or if in a file at all.
-  sides = [
-    dataclasses.replace(
-      side,
-      formats=np.where(np.isin(side.formats, decode.LOSSLESS), "lossless", side.formats),
-    )
-    for side in (images.facts(real), images.facts(synthetic))
-  ]
-  found = checks.file_shortcut(*sides)
+
+  def alike(side):
+    lossless = np.isin(side.formats, decode.LOSSLESS)
+    formats = np.where(lossless, "lossless", side.formats)
+    return dataclasses.replace(side, formats=formats)
+
+  found = checks.file_shortcut(
+    alike(images.facts(real)), alike(images.facts(synthetic))
+  )
   return found.message if found else None
 
 
@@ -372,7 +307,9 @@ def _find_duplicates(
       continue
     shared = len(np.unique(hashes[leaks]))
     kind = {"pool": "real training", "synthetic": "synthetic"}[role]
-    note = f"{shared} validation or test images are also among the {kind} images"
+    note = (
+      f"{shared} validation or test images are also among the {kind} images"
+    )
     if data.duplicates == "error":
       raise UserError(
         f"{note} ({len(leaks)} of them). data.duplicates='drop' leaves those "
@@ -389,13 +326,14 @@ def _members(
   data: Any,
   seed: int,
   runs: Sequence[int],
-  images: _Collection,
+  images: Collection,
   indices: Mapping[str, np.ndarray],
+  folds: Sequence[np.ndarray],
 ) -> tuple[dict[str, list[np.ndarray]], np.ndarray | None]:
   """What each run trains on, and is tested on if that differs."""
   pools, tested_by = [indices["pool"]] * len(runs), None
-  if data.folds:
-    left_out = [images.folds[run % data.folds] for run in runs]
+  if folds:
+    left_out = [folds[run % len(folds)] for run in runs]
     pools = [np.setdiff1d(p, o) for p, o in zip(pools, left_out, strict=True)]
     tested_by = np.stack([np.isin(indices["test"], o) for o in left_out])
   members = {

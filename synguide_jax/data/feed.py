@@ -205,7 +205,9 @@ class Feed:
     both = [self._members_of(name, r) for name in ("real", "synthetic")]
     return np.concatenate(both)
 
-  def _sampler(self, stage: int, number: int, stream: Stream, r: int) -> Sampler:
+  def _sampler(
+    self, stage: int, number: int, stream: Stream, r: int
+  ) -> Sampler:
     place = stage, number, r
     if place not in self._cache:
       members = self._members_of(stream.set, r)

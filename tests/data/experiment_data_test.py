@@ -146,10 +146,10 @@ def test_classes_are_matched(real, tmp_path):
 
 def test_several_sources_with_weights(real, synthetic, tmp_path):
   other = _folder(tmp_path, {"cat": 1, "dog": 1, "owl": 1})
-  union = _load(real=real, synthetic=(synthetic, other))
+  union = _load(real=real, synthetic=str((synthetic, other)))
   assert union.class_counts()["synthetic"] == (6, 6, 6)
   assert union.weights is None
-  data = _load(real=real, synthetic=(f"{synthetic}@1", f"{other}@3"))
+  data = _load(real=real, synthetic=f"('{synthetic}@1', '{other}@3')")
   weights = data.weights
   assert (weights[data.real] == 1).all()
   of_source = np.split(weights[~data.real], [15])
@@ -158,7 +158,7 @@ def test_several_sources_with_weights(real, synthetic, tmp_path):
   np.testing.assert_allclose(of_source[1], 18 * 3 / 4 / 3)
   assert [p["spec"] for p in data.provenance["synthetic"]] == [synthetic, other]
   with pytest.raises(UserError, match="every source a positive weight"):
-    _load(real=real, synthetic=(f"{synthetic}@1", other))
+    _load(real=real, synthetic=f"('{synthetic}@1', '{other}')")
 
 
 def test_unlabelled_images_are_for_the_labeler(real, tmp_path):
@@ -176,7 +176,9 @@ def test_groups_stay_together(tmp_path):
   groups = r"pattern:(\w+)/(\d?)\d\.png"
   data = _load(real=spec, test=20, validation=20, groups=groups)
   group_of = np.repeat(np.arange(8), 10)
-  seen = [set(group_of[data.indices[r]]) for r in ("pool", "validation", "test")]
+  seen = [
+    set(group_of[data.indices[r]]) for r in ("pool", "validation", "test")
+  ]
   assert all(seen) and not set.intersection(*map(set, seen[:2]))
   assert not (seen[0] | seen[1]) & seen[2]
 

@@ -29,11 +29,15 @@ def parts():
   theirs = records.of_prepared(digits.prepare())
   grey = np.stack([image for image, _ in digits.examples()])
   rows = np.array([1700, 3, 900])
-  return colour, grey[rows], [
-    (ours["train"], np.array([4, 0])),
-    (theirs["train"], rows),
-    (ours["test"], np.arange(5)),
-  ]
+  return (
+    colour,
+    grey[rows],
+    [
+      (ours["train"], np.array([4, 0])),
+      (theirs["train"], rows),
+      (ours["test"], np.arange(5)),
+    ],
+  )
 
 
 def test_every_number_is_its_image(parts):

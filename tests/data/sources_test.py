@@ -1,76 +1,74 @@
-"""Tests of synguide_jax.data.sources."""
+"""Whatever a spec names is opened alike, or refused in one sentence."""
 
-import io
+import json
 import os
-from pathlib import Path
-import struct
-import subprocess
-import sys
-import textwrap
-import zlib
+import shutil
 
 import numpy as np
-from PIL import Image
 import pytest
 
-import synguide_jax
 from synguide_jax.data import digits, prepared, sources
+from synguide_jax.data.pixels import Pixels
 from synguide_jax.errors import UserError
+from tests import pictures
 
-_RNG = np.random.default_rng(0)
-_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+_IMAGES = {
+  f"{name}/{i}.png": pictures.pixels()
+  for name in ("cat", "dog")
+  for i in (2, 10)
+}
+_CONTENTS = {name: pictures.encode(image) for name, image in _IMAGES.items()}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  """One cache for this file: preparing a set costs seconds."""
-  folder = tmp_path_factory.mktemp("cache")
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("SYNGUIDE_CACHE", str(folder))
-    yield folder
+def module_cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("cache")
 
 
-def _pixels(height=8, width=8, channels=3):
-  return _RNG.integers(0, 256, (height, width, channels), np.uint8)
+@pytest.fixture(autouse=True)
+def cache(module_cache, monkeypatch):
+  """One cache for this file, but for nothing of other tests."""
+  monkeypatch.setenv("SYNGUIDE_CACHE", str(module_cache))
+  return module_cache
 
 
-def _save(path, image=None, **options):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if not isinstance(image, Image.Image):
-    image = Image.fromarray(_pixels() if image is None else image)
-  image.save(path, **options)
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+  """A cache for one test."""
+  monkeypatch.setenv("SYNGUIDE_CACHE", str(tmp_path / "cache"))
+  return tmp_path / "cache"
 
 
-def _folder(root, **arguments):
-  arguments = {"image_size": 8, "channels": 3} | arguments
-  return sources.load(f"folder:{root}", **arguments)
+def _read(records, size=8, channels=3):
+  rows = np.arange(len(records))
+  return Pixels([(records, rows)], size, channels).read()
 
 
-def _one(tmp_path, image, suffix="png", channels=3, **options):
-  """What one saved image looks like, and what was done to it."""
-  _save(tmp_path / "a" / f"1.{suffix}", image, **options)
-  loaded = _folder(tmp_path, channels=channels)["train"]
-  return loaded.images[0], loaded.provenance["converted"]
+def _train(spec, **options):
+  return sources.open_set(str(spec), **options).splits["train"]
 
 
-def test_digits(cache):
-  loaded = sources.load("digits", image_size=8, channels=1)
-  assert list(loaded) == ["train"]
+def _num_sets(cache):
+  return len(list(cache.glob("tfds/*/*/*/provenance.json")))
+
+
+# Specs.
+
+
+def test_digits():
+  found = sources.open_set("digits")
+  assert list(found.splits) == ["train"]
+  assert found.class_names == digits.CLASS_NAMES
   images, labels = zip(*digits.examples(), strict=True)
-  np.testing.assert_array_equal(loaded["train"].images, np.stack(images))
-  np.testing.assert_array_equal(loaded["train"].labels, labels)
-  assert loaded["train"].class_names == digits.CLASS_NAMES
-  assert loaded["train"].provenance["spec"] == "digits"
-  assert loaded["train"].provenance["converted"] == {}
+  train = found.splits["train"]
+  np.testing.assert_array_equal(_read(train, channels=1), np.stack(images))
+  np.testing.assert_array_equal(train.index.labels, labels)
+  assert found.spec == found.provenance["spec"] == "digits"
 
-  (folder,) = (cache / "tfds" / digits.NAME).glob("*/1.0.0")
-  again = sources.load(f"prepared:{folder}", image_size=16, channels=3)["train"]
-  assert again.images.shape == (1797, 16, 16, 3)
-  counts = {"grey to colour": 1797, "resized": 1797}
-  assert again.provenance["converted"] == counts
-  np.testing.assert_array_equal(again.images[..., 0], again.images[..., 2])
-  first = Image.fromarray(images[0][..., 0]).resize((16, 16), Image.BICUBIC)
-  np.testing.assert_array_equal(again.images[0, ..., 1], np.asarray(first))
+  again = sources.open_set(f"prepared:{train.folder}")
+  assert again.provenance["spec"] == f"prepared:{train.folder}"
+  hashes = again.splits["train"].index.hashes
+  np.testing.assert_array_equal(hashes, train.index.hashes)
 
 
 @pytest.mark.parametrize(
@@ -80,457 +78,276 @@ def test_digits(cache):
     ("digits:1", "Unknown set 'digits:1'"),
     ("folder:", "Unknown set 'folder:'; .*folder:<path>"),
     ("/data/cats", "Unknown set"),
-    ("folder:/nowhere", "/nowhere does not exist"),
+    ("folder:/nowhere", "^folder:/nowhere: /nowhere does not exist.$"),
+    ("npz:/nowhere.npz", "^npz:/nowhere.npz: /nowhere.npz does not exist.$"),
+    ("stylegan:/nowhere", "^stylegan:/nowhere: /nowhere does not exist.$"),
     ("prepared:/nowhere", "no complete prepared set"),
   ],
 )
 def test_unknown_specs(spec, message):
   with pytest.raises(UserError, match=message):
-    sources.load(spec, image_size=8, channels=3)
+    sources.open_set(spec)
 
 
-def test_wrong_formats():
-  with pytest.raises(UserError, match="image_size must be at least 1, got 0"):
-    sources.load("digits", image_size=0, channels=1)
-  with pytest.raises(UserError, match="channels must be 1 or 3, got 4"):
-    sources.load("digits", image_size=8, channels=4)
+@pytest.mark.parametrize(
+  ("specs", "pairs"),
+  [
+    ("", []),
+    ("digits", [("digits", None)]),
+    ("digits@2", [("digits", 2.0)]),
+    (("a@1", "b@0.5"), [("a", 1.0), ("b", 0.5)]),
+    ("('a@1', 'b@0.5')", [("a", 1.0), ("b", 0.5)]),
+    ("folder:/me@home/x", [("folder:/me@home/x", None)]),
+    ("folder:/me@home/x@3", [("folder:/me@home/x", 3.0)]),
+  ],
+)
+def test_weights(specs, pairs):
+  assert sources.parse_weights(specs) == pairs
+  assert sources.parse_weights(sources.join_weights(pairs)) == pairs
 
 
-# Image folders.
+@pytest.mark.parametrize(
+  "specs", [("a@1", "b"), "a@0", "a@-1", "a@nan", "a@inf", "('a', "]
+)
+def test_wrong_weights(specs):
+  with pytest.raises(UserError, match="data.synthetic="):
+    sources.parse_weights(specs)
 
 
-def test_folder_of_classes(tmp_path, monkeypatch):
-  pixels = {}
-  for name in ("cat/10.png", "cat/9.PNG", "Dog/1.bmp", "cat/9b.png"):
-    pixels[name] = _pixels()
-    _save(tmp_path / "pets" / name, pixels[name])
-  _save(tmp_path / "pets" / "cat" / ".hidden.png")
-  _save(tmp_path / "pets" / ".cache" / "1.png")
-  (tmp_path / "pets" / "cat" / "notes.txt").write_text("mine")
-  (tmp_path / "pets" / "readme.md").write_text("hello")
-  monkeypatch.setenv("HOME", str(tmp_path))
-
-  loaded = _folder("~/pets")
-  assert list(loaded) == ["train"]
-  train = loaded["train"]
-  assert train.class_names == ("Dog", "cat")
-  np.testing.assert_array_equal(train.labels, [0, 1, 1, 1])
-  order = ("Dog/1.bmp", "cat/9.PNG", "cat/9b.png", "cat/10.png")
-  np.testing.assert_array_equal(train.images, [pixels[name] for name in order])
-  assert train.provenance["other_files"] == 1
-  assert train.provenance["converted"] == {}
+# Files of images.
 
 
-def test_classes_are_in_natural_order(tmp_path):
-  for name in ("10", "9", "09", "1"):
-    _save(tmp_path / name / "x.png")
-  assert _folder(tmp_path)["train"].class_names == ("1", "09", "9", "10")
-
-
-def test_folder_of_splits(tmp_path):
-  for split, count in (("train", 3), ("val", 2), ("test", 1)):
-    for i in range(count):
-      _save(tmp_path / split / "cat" / f"{i}.png")
-      _save(tmp_path / split / "dog" / f"{i}.png")
-  loaded = _folder(tmp_path)
-  lengths = {split: len(images.labels) for split, images in loaded.items()}
-  assert lengths == {"train": 6, "validation": 4, "test": 2}
-  assert loaded["test"].class_names == ("cat", "dog")
-
-  _save(tmp_path / "test" / "fox" / "0.png")
-  with pytest.raises(UserError, match="same classes, but .* differ in 'fox'"):
-    _folder(tmp_path)
-  _save(tmp_path / "validation" / "cat" / "0.png")
-  with pytest.raises(UserError, match="both val and validation"):
-    _folder(tmp_path)
-
-
-def test_a_class_may_be_called_train(tmp_path):
-  _save(tmp_path / "train" / "1.png")
-  _save(tmp_path / "test" / "1.png")
-  assert _folder(tmp_path)["train"].class_names == ("test", "train")
-
-
-@pytest.mark.parametrize("name", ["pets.zip", "pets.tar.gz", "pets.TGZ"])
-def test_archives(tmp_path, name):
-  (tmp_path / name).write_bytes(b"")
-  with pytest.raises(UserError, match=f"{name} is an archive; unpack it"):
-    _folder(tmp_path / name)
-
-
-def test_empty_folders(tmp_path):
-  with pytest.raises(UserError, match="has no class folders"):
-    _folder(tmp_path)
-  _save(tmp_path / "cat" / "1.png")
-  (tmp_path / "dog").mkdir()
-  (tmp_path / "dog" / "1.gif").write_bytes(b"")
-  with pytest.raises(UserError, match=r"dog has no image \(looked for .png"):
-    _folder(tmp_path)
-  with pytest.raises(UserError, match="1.png is not a folder"):
-    _folder(tmp_path / "cat" / "1.png")
-
-
-def _png(width, height, bits, colour_type, data):
-  chunks = (
-    b"IHDR"
-    + struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0),
-    b"IDAT" + zlib.compress(data),
-    b"IEND",
-  )
-  file = b"\x89PNG\r\n\x1a\n"
-  for chunk in chunks:
-    crc = struct.pack(">I", zlib.crc32(chunk))
-    file += struct.pack(">I", len(chunk) - 4) + chunk + crc
-  return file
-
-
-def _truncated():
-  file = io.BytesIO()
-  Image.fromarray(_pixels(64, 64)).save(file, "jpeg")
-  return file.getvalue()[:-500]
-
-
-_DAMAGED = {
-  "bomb.png": (_png(20_000, 20_000, 8, 2, b""), "decompression bomb"),
-  "text.png": (b"hello", "not an image"),
-  "truncated.jpg": (_truncated(), "truncated"),
-  "void.webp": (b"", "not an image"),
-}
-
-
-@pytest.mark.parametrize("name", _DAMAGED)
-def test_damaged_file(tmp_path, name):
-  content, message = _DAMAGED[name]
-  _save(tmp_path / "cat" / "1.png")
-  (tmp_path / "cat" / name).write_bytes(content)
-  with pytest.raises(
-    UserError, match=f"1 of 2 files cannot be read .*: cat/{name} .*{message}"
-  ):
-    _folder(tmp_path)
-
-
-def test_a_smaller_bomb_is_refused_too(tmp_path, monkeypatch):
-  # Pillow only warns up to twice the limit.
-  _save(tmp_path / "cat" / "1.png")
-  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
-  with pytest.raises(UserError, match="1 of 1 files .*decompression bomb"):
-    _folder(tmp_path)
-
-
-def test_many_damaged_files(tmp_path):
-  for i in range(8):
-    (tmp_path / "cat").mkdir(exist_ok=True)
-    (tmp_path / "cat" / f"{i}.png").write_bytes(b"hello")
-    _save(tmp_path / "dog" / f"{i}.png", np.full((8, 8, 3), i, np.uint8))
-  with pytest.raises(UserError, match="8 of 16 files .*cat/0.*cat/4") as error:
-    _folder(tmp_path)
-  assert "cat/5" not in str(error.value)
-  loaded = _folder(tmp_path, skip_damaged=True)["train"]
-  np.testing.assert_array_equal(loaded.images[:, 0, 0, 0], np.arange(8))
-  assert (loaded.labels == 1).all()
-  assert loaded.provenance["skipped"] == 8
-
-
-def test_transparency_is_put_on_white(tmp_path):
-  pixels = np.zeros((8, 8, 4), np.uint8)
-  pixels[0, :, 3] = 255
-  pixels[1] = (255, 0, 0, 51)
-  image, converted = _one(tmp_path, pixels)
-  assert converted == {"transparency": 1}
-  np.testing.assert_array_equal(image[0], np.zeros((8, 3)))
-  np.testing.assert_array_equal(image[1], np.tile([255, 204, 204], (8, 1)))
-  np.testing.assert_array_equal(image[2:], np.full((6, 8, 3), 255))
-
-
-def test_grey_with_transparency(tmp_path):
-  pixels = np.zeros((8, 8, 2), np.uint8)
-  pixels[:4, :, 1] = 255
-  image, converted = _one(tmp_path, pixels, channels=1)
-  assert converted == {"transparency": 1}
-  assert image[3, 0] == 0 and image[4, 0] == 255
-
-
-def test_palette(tmp_path):
-  colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
-  pixels = colours[_RNG.integers(3, size=(8, 8))]
-  palette = Image.fromarray(pixels).quantize(3)
-  image, converted = _one(tmp_path, palette)
-  assert converted == {"palette": 1}
-  np.testing.assert_array_equal(image, pixels)
-
-
-def test_palette_with_transparency(tmp_path):
-  image = Image.new("P", (8, 8), 1)
-  image.putpalette([9, 9, 9, 50, 60, 70])
-  image.paste(0, (0, 0, 8, 4))
-  image, converted = _one(tmp_path, image, transparency=0)
-  assert converted == {"palette": 1, "transparency": 1}
-  assert image[0, 0].tolist() == [255, 255, 255]
-  assert image[7, 7].tolist() == [50, 60, 70]
-
-
-def test_16_bit_grey(tmp_path):
-  wide = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
-  image, converted = _one(tmp_path, wide, channels=1)
-  assert converted == {"16-bit to 8-bit": 1}
-  np.testing.assert_array_equal(image[..., 0], np.round(wide / 257))
-
-
-def test_16_bit_colour(tmp_path):
-  # Pillow cannot write such a file.
-  wide = _RNG.integers(0, 65536, (8, 8, 3)).astype(">u2")
-  rows = b"".join(b"\0" + row.tobytes() for row in wide)
-  (tmp_path / "a").mkdir()
-  (tmp_path / "a" / "1.png").write_bytes(_png(8, 8, 16, 2, rows))
-  loaded = _folder(tmp_path)["train"]
-  assert loaded.provenance["converted"] == {"16-bit to 8-bit": 1}
-  np.testing.assert_array_equal(loaded.images[0], wide >> 8)
-
-
-def test_cmyk(tmp_path):
-  cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-  image, converted = _one(tmp_path, cmyk, "jpg", quality=100)
-  assert converted == {"CMYK": 1}
-  assert np.abs(image.astype(int) - [255, 0, 0]).max() <= 3
-
-
-def test_exif_rotation(tmp_path):
-  exif = Image.Exif()
-  exif[0x0112] = 6  # the camera was turned; rotate by 90 degrees clockwise
-  pixels = np.zeros((8, 8, 3), np.uint8)
-  pixels[:, :4] = 255  # bright on the left, so on top after rotation
-  image, converted = _one(tmp_path, pixels, "jpg", exif=exif, quality=100)
-  assert converted == {"EXIF rotation": 1}
-  assert image[:3].min() > 250 and image[5:].max() < 5
-
-
-@pytest.mark.parametrize("suffix", ["png", "webp", "bmp"])
-def test_grey_and_colour(tmp_path, suffix):
-  options = {"lossless": True} if suffix == "webp" else {}
-  pixels = _pixels()
-  image, converted = _one(tmp_path, pixels, suffix, channels=1, **options)
-  assert converted == {"colour to grey": 1}
-  luma = pixels @ [0.299, 0.587, 0.114]
-  assert np.abs(image[..., 0] - luma).max() <= 1
-
-
-def test_colour_of_a_grey_image(tmp_path):
-  pixels = _pixels()[..., 0]
-  image, converted = _one(tmp_path, pixels)
-  assert converted == {"grey to colour": 1}
-  np.testing.assert_array_equal(image, np.tile(pixels[..., None], 3))
-
-
-def test_bilevel(tmp_path):
-  pixels = _pixels()[..., 0] > 127
-  image, converted = _one(tmp_path, pixels, channels=1)
-  assert converted == {}
-  np.testing.assert_array_equal(image[..., 0], pixels * 255)
-
-
-def test_resizing_cuts_the_central_square(tmp_path):
-  pixels = np.zeros((20, 40, 3), np.uint8)
-  pixels[:, 10:30, 0] = 200  # the central square is red, the rest is black
-  pixels[:10, 10:30, 1] = 100
-  image, converted = _one(tmp_path, pixels)
-  assert converted == {"resized": 1}
-  # The filter reaches a little beyond the cut.
-  assert (image[:, 2:-2, 0] == 200).all() and image[..., 0].min() > 180
-  assert (image[:2, 2:-2, 1] == 100).all() and (image[6:, :, 1] == 0).all()
-
-
-def test_shrinking_is_antialiased(tmp_path):
-  pixels = np.indices((64, 64)).sum(axis=0) % 2 * 255  # a chessboard
-  image, _ = _one(tmp_path, pixels.astype(np.uint8), channels=1)
-  assert np.abs(image - 127.5).max() < 8
-
-
-# tfds sets.
-
-
-@pytest.fixture
-def tfds_data_dir(tmp_path, monkeypatch):
-  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-  return tmp_path / "tfds"
-
-
-def _store(
-  data_dir, name, images, labels, file_format="array_record", test=None
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("where", ["local", "remote"])
+@pytest.mark.parametrize("wrapping", ["", "pets-1.0/"])
+def test_the_same_set_from_folder_and_archive(
+  tmp_path, own_cache, kind, where, wrapping
 ):
-  """Writes a set as tfds would, with the features of CIFAR-10."""
-  prepared._import_tensorflow(name)
-
-  def examples(split, images, labels):
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-      yield i, {"id": f"{split}_{i:05d}", "image": image, "label": label}
-
-  with prepared._quiet_tfds() as tfds:
-    features = tfds.features.FeaturesDict(
-      {
-        "id": tfds.features.Text(),
-        "image": tfds.features.Image(shape=(32, 32, 3)),
-        "label": tfds.features.ClassLabel(names=_CIFAR10),
-      }
-    )
-    test_labels = labels[:4] if test is None else test
-    tfds.dataset_builders.AdhocBuilder(
-      name=name,
-      version="3.0.2",
-      features=features,
-      split_datasets={
-        "train": examples("train", images, labels),
-        "test": examples("test", images[:4], test_labels),
-      },
-      data_dir=data_dir,
-      file_format=file_format,
-      disable_shuffling=True,
-    ).download_and_prepare()
+  root = pictures.bucket(tmp_path / "bucket")
+  contents = {wrapping + name: found for name, found in _CONTENTS.items()}
+  if kind == "folder":
+    path = pictures.write(root / "pets", contents)
+  else:
+    path = pictures.pack(root / f"pets.{kind}", contents)
+  if where == "remote":
+    path = f"bucket://{path.name}"
+  found = sources.open_set(f"folder:{path}")
+  train = found.splits["train"]
+  assert list(found.splits) == ["train"]
+  assert found.class_names == ("cat", "dog")
+  assert train.index.labels.tolist() == [0, 0, 1, 1]
+  assert train.index.names.tolist() == [wrapping + name for name in _CONTENTS]
+  assert train.encoded(range(4)) == list(_CONTENTS.values())
+  np.testing.assert_array_equal(_read(train), list(_IMAGES.values()))
+  assert found.provenance["origin"] == str(path)
 
 
-def test_tfds_set_is_read_without_tensorflow(tfds_data_dir, cache):
-  images = _RNG.integers(0, 256, (12, 32, 32, 3), np.uint8)
-  labels = [(7 * i) % 10 for i in range(12)]
-  _store(tfds_data_dir, "cifar10", images, labels)
-  root = Path(synguide_jax.__file__).parents[1]
-  code = """
-    import sys
-    import numpy as np
-    from synguide_jax.data import sources
-    for name in ("cifar10", "cifar10:3.0.2"):
-      sets = sources.load(f"tfds:{name}", image_size=32, channels=3)
-      assert list(sets) == ["test", "train"] or list(sets) == ["train", "test"]
-    train, test = sets["train"], sets["test"]
-    assert "tensorflow" not in sys.modules
-    np.savez(
-      sys.argv[1],
-      names=train.class_names,
-      images=train.images,
-      labels=train.labels,
-      test=test.images,
-    )
-  """
-  file = tfds_data_dir / "read.npz"
-  subprocess.run(
-    [sys.executable, "-W", "error", "-c", textwrap.dedent(code), str(file)],
-    env=os.environ | {"PYTHONPATH": str(root)},
-    check=True,
+def test_splits_and_counts(tmp_path):
+  clear = pictures.pixels(channels=4)
+  contents = {
+    "train/cat/1.png": pictures.encode(clear),
+    "train/cat/2.jpg": pictures.encode(suffix="jpg"),
+    "train/cat/3.png": pictures.encode(np.zeros((8, 8), np.uint8)),
+    "train/notes.txt": b"mine",
+    "val/cat/1.bmp": pictures.encode(suffix="bmp"),
+  }
+  root = pictures.write(tmp_path / "pets", contents)
+  found = sources.open_set(f"folder:{root}")
+  assert set(found.splits) == {"train", "validation"}
+  provenance = found.provenance
+  assert provenance["num_images"] == {"train": 2, "validation": 1}
+  assert provenance["converted"] == {"transparency": 1}
+  assert provenance["constant"] == 1 and provenance["other_files"] == 1
+  assert found.splits["train"].encoded([1]) == [contents["train/cat/2.jpg"]]
+
+
+def test_images_without_labels(tmp_path):
+  contents = {f"{i}.png": pictures.encode() for i in range(3)}
+  train = _train(f"folder:{pictures.write(tmp_path / 'fakes', contents)}")
+  assert train.index.labels.tolist() == [-1] * 3 and not train.has_labels()
+
+
+def test_tables(tmp_path):
+  table = b'\xef\xbb\xbffile,label\r\n2.png,"cat, black"\r\n1.png,dog\r\n'
+  contents = {f"{i}.png": pictures.encode() for i in (1, 2)}
+  root = pictures.write(tmp_path / "pets", contents | {"labels.csv": table})
+  found = sources.open_set(f"folder:{root}")
+  assert found.class_names == ("cat, black", "dog")
+  assert found.splits["train"].index.labels.tolist() == [1, 0]
+
+
+def test_stylegan(tmp_path):
+  labels = {"labels": [["0/a.png", 1], ["0/b.png", 0]]}
+  contents = {
+    "0/a.png": pictures.encode(),
+    "0/b.png": pictures.encode(),
+    "dataset.json": json.dumps(labels).encode(),
+  }
+  path = pictures.pack(tmp_path / "dump.zip", contents)
+  found = sources.open_set(f"stylegan:{path}")
+  assert found.class_names == ("0", "1")
+  assert found.splits["train"].index.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_npz(tmp_path, where):
+  root = pictures.bucket(tmp_path / "bucket")
+  images = np.stack(list(_IMAGES.values()))
+  labels = np.array([1, 0, 1, 1])
+  names = np.array(["a", "b"])
+  np.savez(root / "dump.npz", images / 127.5 - 1, labels, class_names=names)
+  root = root if where == "local" else "bucket:/"
+  found = sources.open_set(f"npz:{root}/dump.npz")
+  assert found.class_names == ("a", "b")
+  train = found.splits["train"]
+  np.testing.assert_array_equal(_read(train), images)
+  np.testing.assert_array_equal(train.index.labels, labels)
+  assert set(train.index.formats) == {"array"}
+
+
+def test_odd_names(tmp_path):
+  name = "2² pets-été.v1 " + "x" * 200
+  root = pictures.write(tmp_path / name, _CONTENTS)
+  train = _train(f"folder:{root}")
+  np.testing.assert_array_equal(_read(train), list(_IMAGES.values()))
+
+
+def _refused(spec, message):
+  with pytest.raises(UserError, match=message) as error:
+    sources.open_set(spec)
+  assert str(error.value).startswith(spec)
+  assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_is_refused_is_named(tmp_path):
+  truncated = pictures.encode(pictures.pixels(64, 64), "jpg")[:-500]
+  bomb = pictures.png(20_000, 20_000, 8, 2, b"")
+  for content in (truncated, bomb, b"hello", b""):
+    contents = _CONTENTS | {"cat/bad.jpg": content}
+    root = pictures.write(tmp_path / "pets", contents)
+    _refused(f"folder:{root}", "1 of 5 files cannot be read as .*: cat/bad.jpg")
+  train = _train(f"folder:{root}", skip_damaged=True)
+  assert len(train) == 4 and "cat/bad.jpg" not in train.index.names
+
+  (root / "cat" / "loop").symlink_to(root)
+  _refused(f"folder:{root}", "cat/loop is a link to a folder it is in")
+  path = pictures.pack(tmp_path / "pets.zip", _CONTENTS | {"../x.png": b""})
+  _refused(f"folder:{path}", "'../x.png', a path that leads out")
+  path.write_bytes(path.read_bytes()[:-30])
+  _refused(f"folder:{path}", "pets.zip is not a readable archive")
+  (tmp_path / "dumps").mkdir()
+  np.savez(tmp_path / "dumps" / "a.npz", np.array([np.nan]))
+  _refused(f"npz:{tmp_path}/dumps/a.npz", r"a.npz: images must be \[N, H, W, C")
+  _refused(f"stylegan:{tmp_path}/dumps", "neither a dataset.json nor")
+  pictures.write(tmp_path / "space", {" cat/1.png": pictures.encode()})
+  _refused(f"folder:{tmp_path}/space", "class name ' cat' is empty, has space")
+
+
+def test_a_damaged_file_in_an_archive_may_be_skipped(tmp_path):
+  contents = dict(_CONTENTS)
+  path = pictures.pack(tmp_path / "pets.tar", contents)
+  path.write_bytes(
+    path.read_bytes().replace(contents["dog/2.png"][:8], b"x" * 8, 1)
   )
-  with np.load(file) as read:
-    np.testing.assert_array_equal(read["images"], images)
-    np.testing.assert_array_equal(read["labels"], labels)
-    np.testing.assert_array_equal(read["test"], images[:4])
-    assert read["names"].tolist() == _CIFAR10
+  _refused(f"folder:{path}", r"1 of 4 .*: cat/2.png \(not an image\)")
+  found = sources.open_set(f"folder:{path}", skip_damaged=True)
+  assert found.provenance["skipped"] == 1
+  names = found.splits["train"].index.names.tolist()
+  assert names == ["cat/10.png", "dog/2.png", "dog/10.png"]
 
 
-def test_a_split_without_labels_is_left_out(tfds_data_dir, cache):
-  images = _RNG.integers(0, 256, (5, 32, 32, 3), np.uint8)
-  _store(tfds_data_dir, "my_set", images, range(5), test=[-1] * 4)
-  loaded = sources.load("tfds:my_set:3.0.2", image_size=8, channels=1)
-  assert list(loaded) == ["train"]
-  counts = {"colour to grey": 5, "resized": 5}
-  assert loaded["train"].provenance["converted"] == counts
+# Prepared once.
 
 
-@pytest.fixture(scope="module")
-def generated_set():
-  """A set that tfds can prepare: it has code, and needs no download."""
-  import tensorflow_datasets as tfds
+def test_the_same_content_is_prepared_once(tmp_path, own_cache, monkeypatch):
+  here = pictures.write(tmp_path / "here" / "pets", _CONTENTS)
+  there = tmp_path / "there" / "pets"
+  shutil.copytree(here, there)
+  first = sources.open_set(f"folder:{here}")
+  assert _num_sets(own_cache) == 1
 
-  class SynguideTiny(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.2.0")
+  def no_second_time(*_, **__):
+    raise AssertionError("it was prepared again")
 
-    def _info(self):
-      features = {
-        "image": tfds.features.Image(shape=(8, 8, 3)),
-        "label": tfds.features.ClassLabel(names=["a", "b"]),
-      }
-      if self.data_dir_root.name == "broken":
-        features["label"] = np.int64
-      return tfds.core.DatasetInfo(
-        builder=self,
-        features=tfds.features.FeaturesDict(features),
-        disable_shuffling=True,
-      )
-
-    def _split_generators(self, dl_manager):
-      return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-      for i in range(6):
-        image = np.full((8, 8, 3), i, np.uint8)
-        yield i, {"image": image, "label": i % 2}
-
-  return SynguideTiny
+  monkeypatch.setattr(prepared, "write", no_second_time)
+  second = sources.open_set(f"folder:{there}")
+  assert second.splits["train"].folder == first.splits["train"].folder
+  assert second.provenance["origin"] == str(there)
+  for path in (here, here / "cat", here / "cat" / "2.png"):
+    os.utime(path)
+  assert len(_train(f"folder:{here}")) == 4
 
 
-def _check_tiny():
-  loaded = sources.load("tfds:synguide_tiny", image_size=8, channels=3)
-  images = loaded["train"].images
-  np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(6))
-  return Path(loaded["train"].provenance["origin"])
+def test_changes_are_seen(tmp_path, own_cache):
+  root = pictures.write(tmp_path / "pets", _CONTENTS)
+  spec = f"folder:{root}"
+  before = _read(_train(spec))
+  bmp = pictures.encode(_IMAGES["cat/2.png"], "bmp")
+  (root / "cat" / "2.png").write_bytes(bmp)
+  np.testing.assert_array_equal(_read(_train(spec)), before)
+  # As many bytes as before.
+  other = pictures.encode(255 - _IMAGES["cat/2.png"], "bmp")
+  assert len(other) == len(bmp)
+  (root / "cat" / "2.png").write_bytes(other)
+  after = _read(_train(spec))
+  np.testing.assert_array_equal(after[0], 255 - before[0])
+  np.testing.assert_array_equal(after[1:], before[1:])
+
+  (root / "dog" / "11.png").write_bytes(_CONTENTS["cat/10.png"])
+  assert _train(spec).index.labels.tolist() == [0, 0, 1, 1, 1]
+  (root / "cat" / "2.png").unlink()
+  assert _train(spec).index.labels.tolist() == [0, 1, 1, 1]
+  (root / "dog").rename(root / "fox")
+  assert sources.open_set(spec).class_names == ("cat", "fox")
+  (root / "owl").mkdir()
+  _refused(spec, "no image in the class folders of train: 'owl'")
+  assert _num_sets(own_cache) == 6
 
 
-def test_tfds_set_is_prepared(tfds_data_dir, generated_set, cache):
-  folder = _check_tiny()
-  assert folder == tfds_data_dir / "synguide_tiny" / "1.2.0"
-  written = folder.stat().st_mtime_ns
-  assert _check_tiny() == folder
-  assert folder.stat().st_mtime_ns == written
+def _during(monkeypatch, change):
+  """Changes a set while it is prepared, after its first file was read."""
+  original = prepared.write
+
+  def write(folder, examples, *args, **options):
+    def changed(of_split):
+      for i, example in enumerate(of_split):
+        if i == 1:
+          change()
+        yield example
+
+    examples = {split: changed(found) for split, found in examples.items()}
+    original(folder, examples, *args, **options)
+
+  monkeypatch.setattr(prepared, "write", write)
 
 
-def test_tfrecord_copy_is_prepared_beside_it(
-  tfds_data_dir, generated_set, cache
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_set_that_changes_while_it_is_prepared(
+  tmp_path, own_cache, monkeypatch, kind
 ):
-  prepared._import_tensorflow("a test")
-  generated_set(data_dir=tfds_data_dir).download_and_prepare(
-    file_format="tfrecord"
-  )
-  folder = _check_tiny()
-  assert folder == cache / "tfds" / "synguide_tiny" / "1.2.0"
-  assert _check_tiny() == folder
-  assert not list(tfds_data_dir.rglob("*array_record*"))
+  def make(contents):
+    if kind == "folder":
+      return pictures.write(tmp_path / "pets", contents)
+    return pictures.pack(tmp_path / "pets.zip", contents)
 
-
-def test_tfds_sets_that_cannot_be_used(tmp_path, monkeypatch, generated_set):
-  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "broken"))
-  monkeypatch.setenv("SYNGUIDE_CACHE", str(tmp_path / "cache"))
-  with pytest.raises(UserError, match="no feature 'label' of type ClassLabel"):
-    sources.load("tfds:synguide_tiny", image_size=8, channels=3)
-  with pytest.raises(UserError, match="no set 'cifar01', .* names: .*cifar10"):
-    sources.load("tfds:cifar01", image_size=8, channels=3)
-  with pytest.raises(UserError, match="cannot load 'synguide_tiny:9.9.9'"):
-    sources.load("tfds:synguide_tiny:9.9.9", image_size=8, channels=3)
-
-
-# Classes.
-
-
-def _labelled(names, labels):
-  images = np.zeros((len(labels), 2, 2, 1), np.uint8)
-  return sources.ImageSet(images, np.array(labels, np.int32), names)
-
-
-def test_match_classes():
-  real = _labelled(("cat", "dog", "owl"), [0, 1, 2])
-  synthetic = _labelled(("owl", "cat", "dog"), [0, 0, 1, 2])
-  matched = sources.match_classes(real, synthetic)
-  assert matched.class_names == real.class_names
-  assert matched.labels.dtype == np.int32
-  np.testing.assert_array_equal(matched.labels, [2, 2, 0, 1])
-  assert matched.images is synthetic.images
-
-
-def test_classes_that_do_not_match():
-  real = _labelled(("cat", "dog"), [0])
-  synthetic = _labelled(("cat", "fox"), [0])
-  message = (
-    "my_real: 'cat', 'dog'. folder:x: 'cat', 'fox'. "
-    "Only in my_real: 'dog'; only in folder:x: 'fox'."
-  )
-  with pytest.raises(UserError, match=message):
-    sources.match_classes(
-      real, synthetic, real_name="my_real", synthetic_name="folder:x"
+  path = make(_CONTENTS)
+  more = _CONTENTS | {"cat/3.png": pictures.encode()}
+  with monkeypatch.context() as patch:
+    _during(patch, lambda: make(more))
+    _refused(
+      f"folder:{path}", "pets.* changed while it was prepared; try again"
     )
-  many = _labelled(tuple(f"c{i}" for i in range(200)), [0])
-  with pytest.raises(UserError, match=r"'c19', \.\.\. \(200 in all\)\."):
-    sources.match_classes(many, synthetic)
+  assert _num_sets(own_cache) == 0
+  assert not list(own_cache.rglob("*array_record*"))
+  assert len(_train(f"folder:{path}")) == 5
+
+
+def test_a_file_that_goes_away_while_a_set_is_prepared(tmp_path, monkeypatch):
+  root = pictures.write(tmp_path / "pets", _CONTENTS | {"cat/3.png": b"hello"})
+  with monkeypatch.context() as patch:
+    _during(patch, lambda: (root / "dog" / "10.png").unlink(missing_ok=True))
+    _refused(f"folder:{root}", "dog/10.png .*cannot be read: No such file")
+    # Nor is it taken for damaged.
+    pictures.write(root, _CONTENTS)
+    with pytest.raises(UserError, match="changed while it was prepared"):
+      sources.open_set(f"folder:{root}", skip_damaged=True)

@@ -1,0 +1,148 @@
+"""Sets of tfds are found, or prepared, and read without TensorFlow."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from synguide_jax.data import sources, tfds_sets
+from synguide_jax.errors import UserError
+from tests import pictures
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("SYNGUIDE_CACHE", str(tmp_path / "cache"))
+  return tmp_path / "cache"
+
+
+@pytest.fixture
+def tfds_data_dir(tmp_path, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+  return tmp_path / "tfds"
+
+
+def test_sets_are_read_without_tensorflow(tfds_data_dir, tmp_path):
+  images = [pictures.pixels(32, 32) for _ in range(12)]
+  labels = [(7 * i) % 10 for i in range(12)]
+  splits = {"train": (images, labels), "test": (images[:4], labels[:4])}
+  pictures.store(tfds_data_dir, "cifar10", splits)
+  contents = {f"cat/{i}.png": pictures.encode() for i in range(4)}
+  root = pictures.write(tmp_path / "pets", contents)
+  sources.open_set(f"folder:{root}")
+  code = """
+    import sys
+    from synguide_jax.data import sources
+    heavy = {"tensorflow", "tensorflow_datasets", "array_record", "grain"}
+    assert not heavy & set(sys.modules), heavy & set(sys.modules)
+    import numpy as np
+    from synguide_jax.data.pixels import Pixels
+    for name in ("cifar10", "cifar10:3.0.2"):
+      found = sources.open_set(f"tfds:{name}")
+      assert set(found.splits) == {"train", "test"}
+    train, test = found.splits["train"], found.splits["test"]
+    rows = np.arange(12)[::-1]
+    np.savez(
+      sys.argv[1],
+      names=found.class_names,
+      images=Pixels([(train, rows), (test, rows[-4:])], 32, 3).read(),
+      labels=train.index.labels,
+      test=Pixels([(test, rows[-4:])], 32, 3).read(),
+    )
+    assert len(sources.open_set(sys.argv[2]).splits["train"].index) == 4
+    assert "tensorflow" not in sys.modules
+  """
+  file = tfds_data_dir / "read.npz"
+  process = pictures.python(code, str(file), f"folder:{root}")
+  process.communicate()
+  assert process.returncode == 0
+  with np.load(file) as read:
+    np.testing.assert_array_equal(read["images"][:12], images[::-1])
+    np.testing.assert_array_equal(read["images"][12:], images[3::-1])
+    np.testing.assert_array_equal(read["labels"], labels)
+    assert read["names"].tolist() == pictures.CIFAR10
+
+
+def test_a_split_without_labels_is_left_out(tfds_data_dir):
+  images = [pictures.pixels(32, 32) for _ in range(2)]
+  splits = {"train": (images, [0, 1]), "test": (images, [-1, -1])}
+  folder = pictures.store(tfds_data_dir, "my_set", splits)
+  found = sources.open_set("tfds:my_set:3.0.2")
+  assert list(found.splits) == ["train"]
+  assert found.provenance == {
+    "spec": "tfds:my_set:3.0.2",
+    "origin": str(folder),
+  }
+  pictures.store(tfds_data_dir, "unlabelled", {"test": (images, [-1, -1])})
+  with pytest.raises(UserError, match="unlabelled: no split of .* has labels"):
+    sources.open_set("tfds:unlabelled")
+
+
+@pytest.fixture(scope="module")
+def generated_set():
+  """A set that tfds can prepare: it has code, and needs no download."""
+  import tensorflow_datasets as tfds
+
+  class SynguideTiny(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.2.0")
+
+    def _info(self):
+      features = {
+        "image": tfds.features.Image(shape=(8, 8, 3)),
+        "label": tfds.features.ClassLabel(names=["a", "b"]),
+      }
+      if self.data_dir_root.name == "broken":
+        features["label"] = np.int64
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict(features),
+        disable_shuffling=True,
+      )
+
+    def _split_generators(self, dl_manager):
+      return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+      for i in range(6):
+        image = np.full((8, 8, 3), i, np.uint8)
+        yield i, {"image": image, "label": i % 2}
+
+  return SynguideTiny
+
+
+def _check_tiny():
+  found = sources.open_set("tfds:synguide_tiny")
+  images = pictures.decoded(found.splits["train"])
+  assert [image[0, 0, 0] for image in images] == list(range(6))
+  return Path(found.provenance["origin"])
+
+
+def test_tfds_set_is_prepared(tfds_data_dir, generated_set):
+  folder = _check_tiny()
+  assert folder == tfds_data_dir / "synguide_tiny" / "1.2.0"
+  written = folder.stat().st_mtime_ns
+  assert _check_tiny() == folder
+  assert folder.stat().st_mtime_ns == written
+
+
+def test_tfrecord_copy_is_prepared_beside_it(
+  tfds_data_dir, generated_set, cache
+):
+  tfds_sets.import_tensorflow("a test")
+  generated_set(data_dir=tfds_data_dir).download_and_prepare(
+    file_format="tfrecord"
+  )
+  folder = _check_tiny()
+  assert folder == cache / "tfds" / "synguide_tiny" / "1.2.0"
+  assert _check_tiny() == folder
+  assert not list(tfds_data_dir.rglob("*array_record*"))
+
+
+def test_tfds_sets_that_cannot_be_used(tmp_path, monkeypatch, generated_set):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "broken"))
+  with pytest.raises(UserError, match="no feature 'label' of type ClassLabel"):
+    sources.open_set("tfds:synguide_tiny")
+  with pytest.raises(UserError, match="no set 'cifar01', .* names: .*cifar10"):
+    sources.open_set("tfds:cifar01")
+  with pytest.raises(UserError, match="cannot load 'synguide_tiny:9.9.9'"):
+    sources.open_set("tfds:synguide_tiny:9.9.9")
