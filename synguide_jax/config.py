@@ -41,7 +41,7 @@ def training_defaults() -> ConfigDict:
   # Spec of the real images.
   config.data.real = ""
   # Spec of the synthetic images; "": none. Several, as the text of a tuple, are
-  # drawn in proportion to their weights: "('<spec>@<weight>', '<spec>@<weight>')";
+  # drawn in proportion to their weights: "('<spec>@2', '<spec>@1')";
   # without weights every image is equally likely.
   config.data.synthetic = ""
   # Names of the classes to use, in label order; (): all.

@@ -179,7 +179,11 @@ def _trained_weights(spec: str, train: TrainFn) -> str:
       # Who waited for it finds it there, and may be reading it.
       if not (folder / "config.json").exists():
         save_pretrained(
-          folder, program.method.model, variables, program.info.image_shape
+          folder,
+          program.method.model,
+          variables,
+          program.info.image_shape,
+          program.info.class_names,
         )
     say(f"  done in {_since(started)}: {folder}")
   return str(folder)

@@ -262,6 +262,8 @@ def test_sweep_table_and_export():
   assert (code, err) == (0, "")
   assert "small_cnn of run" in out
   loaded = pretrained.load_pretrained("out/synguide_jax")
+  exported = json.loads(Path("out/synguide_jax/config.json").read_text())
+  assert list(exported["id2label"].values()) == list("0123456789")
   program = Path("out/stablehlo/classifier.stablehlo").read_bytes()
   program = jax.export.deserialize(bytearray(program))
   images = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)

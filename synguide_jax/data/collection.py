@@ -29,15 +29,19 @@ class Collection:
       )
     self.class_names = tuple(wanted) or known
     self.parts: list[tuple[Records, np.ndarray]] = []
-    self._labels, self._indices = [], []
+    self._labels, self._members = [], []
 
-  def add(self, records: Records, names: Sequence[str]) -> np.ndarray:
+  def add(
+    self, found: ImageSet, split: str, names: Sequence[str]
+  ) -> np.ndarray:
     """Adds a split's images of these classes, and returns their numbers.
 
     Args:
-      records: The split.
+      found: The set.
+      split: One of its splits.
       names: What the experiment calls each of its classes.
     """
+    records = found.splits[split]
     new = np.array(
       [
         self.class_names.index(name) if name in self.class_names else -1
@@ -51,8 +55,12 @@ class Collection:
     start = sum(len(rows) for _, rows in self.parts)
     self.parts.append((records, rows))
     self._labels.append(labels[rows])
-    self._indices.append((records.index, rows))
+    self._members.append((f"{found.spec} {split}", records.index, rows))
     return np.arange(start, start + len(rows), dtype=np.int32)
+
+  def members(self) -> list[tuple[str, Index, np.ndarray]]:
+    """Name, index and rows in use of every split."""
+    return self._members
 
   @property
   def labels(self) -> np.ndarray:
@@ -61,7 +69,7 @@ class Collection:
   def column(self, name: str, chosen: np.ndarray | None = None) -> np.ndarray:
     """A column of the indices, for all images or the chosen ones."""
     column = np.concatenate(
-      [getattr(index, name)[rows] for index, rows in self._indices]
+      [getattr(index, name)[rows] for _, index, rows in self._members]
     )
     return column if chosen is None else column[chosen]
 

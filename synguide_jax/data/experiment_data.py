@@ -131,20 +131,21 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
   num_real = len(images.labels)
   synthetic = _open_synthetic(data, real, images)
   of_source = [
-    images.add(found.splits[split], names)
-    for found, split, names, _ in synthetic
+    images.add(found, split, names) for found, split, names, _ in synthetic
   ]
   indices["synthetic"] = np.concatenate([np.zeros(0, np.int32), *of_source])
   labels = images.labels
   _check_kinds(data, images)
   warnings = []
   for (found, *_), index in zip(synthetic, of_source, strict=True):
-    _check_classes(found.spec, labels[index], images.class_names)
+    if note := _empty_classes(labels[index], images.class_names):
+      warnings.append(f"{found.spec} has {note}.")
     if note := _shortcut(images, indices["pool"], index):
       warnings.append(f"{found.spec}: {note}")
   hashes = images.column("hashes")
   leaks, notes = _find_duplicates(data, hashes, indices)
-  _check_classes(data.real, labels[indices["pool"]], images.class_names)
+  if note := _empty_classes(labels[indices["pool"]], images.class_names):
+    raise UserError(f"data.real={data.real!r} has {note} to train on.")
   members, tested_by = _members(data, seed, runs, images, indices, folds)
   return ExperimentData(
     pixels=Pixels(
@@ -172,7 +173,7 @@ def _split_real(
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
   """Numbers the real images by role: pool, validation, test; and the folds."""
   names = real.class_names
-  indices = {"pool": images.add(real.splits["train"], names)}
+  indices = {"pool": images.add(real, "train", names)}
   labels, groups = images.labels, None
   if data.groups:
     groups = splits.read_groups(data.groups, images.column("names"))
@@ -184,9 +185,13 @@ def _split_real(
   for role, split in (("test", data.test_split), ("validation", "validation")):
     count = data[role]
     # The set's own split, unless it has another role or is not wanted.
-    own = not count and split in real.splits
-    if own and not (role == "validation" and split == data.test_split):
-      indices[role] = images.add(real.splits[split], names)
+    own = split in real.splits and real.splits[split].has_labels()
+    if (
+      own
+      and not count
+      and not (role == "validation" and split == data.test_split)
+    ):
+      indices[role] = images.add(real, split, names)
     else:
       indices["pool"], indices[role] = splits.split_off(
         labels,
@@ -247,9 +252,8 @@ def _check_kinds(data: Any, images: Collection) -> None:
     return
   if grey.any() or data.channels == 1:
     counts = ", ".join(
-      f"{records.folder.parts[-3]} {records.split}: "
-      f"{int(records.index.grey[rows].sum())} grey of {len(rows)}"
-      for records, rows in images.parts
+      f"{name}: {int(index.grey[rows].sum())} grey of {len(rows)}"
+      for name, index, rows in images.members()
     )
     raise UserError(
       f"Grey and colour images do not mix ({counts}; data.channels="
@@ -257,14 +261,14 @@ def _check_kinds(data: Any, images: Collection) -> None:
     )
 
 
-def _check_classes(
-  spec: str, labels: np.ndarray, class_names: Sequence[str]
-) -> None:
+def _empty_classes(
+  labels: np.ndarray, class_names: Sequence[str]
+) -> str | None:
   counts = np.bincount(labels, minlength=len(class_names))
-  if empty := {class_names[c] for c in np.flatnonzero(counts == 0)}:
-    raise UserError(
-      f"{spec} has no image of class {layouts.enumerate_names(empty)}."
-    )
+  empty = {class_names[c] for c in np.flatnonzero(counts == 0)}
+  if not empty:
+    return None
+  return f"no image of class {layouts.enumerate_names(empty)}"
 
 
 def _shortcut(

@@ -104,9 +104,12 @@ def to_synguide_jax(
   classifier: Pretrained, folder: Path, class_names: Sequence[str]
 ) -> None:
   """Writes what `load_pretrained` reads, for any network of ours."""
-  del class_names
   save_pretrained(
-    folder, classifier.model, classifier.variables, classifier.image_shape
+    folder,
+    classifier.model,
+    classifier.variables,
+    classifier.image_shape,
+    class_names,
   )
 
 

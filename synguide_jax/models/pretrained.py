@@ -12,7 +12,7 @@ A spec is one of
   found from the names and shapes of its tensors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -373,6 +373,7 @@ def save_pretrained(
   model: Model,
   variables: Variables,
   image_shape: tuple[int, int, int],
+  class_names: Sequence[str] = (),
 ) -> None:
   """Writes ``model`` and its ``variables`` where `load_pretrained` finds them.
 
@@ -381,6 +382,7 @@ def save_pretrained(
     model: The network.
     variables: Its parameters and statistics, float32.
     image_shape: ``(H, W, C)`` of the images it was trained on.
+    class_names: Of its logits, in order, where they are known.
   """
   folder.mkdir(parents=True, exist_ok=True)
   safetensors.numpy.save_file(
@@ -392,6 +394,7 @@ def save_pretrained(
     "options": model.options,
     "image_shape": image_shape,
     "preprocessing": dataclasses.asdict(model.preprocessing),
+    "id2label": {str(i): name for i, name in enumerate(class_names)},
   }
   # Last, so that a folder with a config.json is complete.
   (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
