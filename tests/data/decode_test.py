@@ -4,7 +4,7 @@ import io
 import time
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 import pytest
 
 from synguide_jax.data import decode
@@ -194,6 +194,24 @@ def test_exif_rotation(suffix):
   assert remarks == ("EXIF rotation",)
   assert image[:3].min() > 250 and image[5:].max() < 5
   np.testing.assert_array_equal(decode.decode(encoded, 8, 3), image)
+
+
+@pytest.mark.parametrize(
+  "place", ["XML:com.adobe.xmp", "Raw profile type exif"]
+)
+def test_rotation_noted_elsewhere(place):
+  exif = Image.Exif()
+  exif[0x0112] = 3
+  text = {
+    "XML:com.adobe.xmp": '<rdf tiff:Orientation="3"/>',
+    "Raw profile type exif": f"\nexif\n0\n{exif.tobytes().hex()}",
+  }
+  notes = PngImagePlugin.PngInfo()
+  notes.add_itxt(place, text[place])
+  original = pixels()
+  image, remarks = _convert(encode(original, pnginfo=notes))
+  assert remarks == ("EXIF rotation",)
+  np.testing.assert_array_equal(image, original[::-1, ::-1])
 
 
 def test_exif_without_rotation_is_kept():
