@@ -53,8 +53,8 @@ def npz(tree: Files) -> Listing:
   if labels is None:
     labels = np.full(len(images), NO_LABEL)
   else:
-    labels = _indices(path, labels, len(images))
-    names = np.asarray(arrays.get("class_names", numbered(labels)))
+    labels, count = _indices(path, labels, len(images))
+    names = np.asarray(arrays.get("class_names", numbered([count - 1])))
     names = tuple(names.astype(np.str_).ravel().tolist())
     if labels.max() >= len(names):
       raise UserError(
@@ -106,10 +106,15 @@ def _to_uint8(path: str, images: np.ndarray) -> np.ndarray:
   return np.round((images.astype(np.float32) + 1) * 127.5).astype(np.uint8)
 
 
-def _indices(path: str, labels: np.ndarray, count: int) -> np.ndarray:
+def _indices(
+  path: str, labels: np.ndarray, count: int
+) -> tuple[np.ndarray, int]:
+  """Returns class indices, and how many classes there are."""
+  classes = 0
   if labels.ndim == 2 and labels.shape[1] > 1:
     one_hot = (labels.sum(1) == 1).all() and np.isin(labels, (0, 1)).all()
-    labels = labels.argmax(1) if one_hot else labels
+    if one_hot:
+      labels, classes = labels.argmax(1), labels.shape[1]
   labels = labels.reshape(count, -1) if labels.size == count else labels
   if labels.ndim == 2 and labels.shape[1] == 1:
     labels = labels[:, 0]
@@ -120,4 +125,4 @@ def _indices(path: str, labels: np.ndarray, count: int) -> np.ndarray:
     )
   if labels.min() < 0:
     raise UserError(f"{path}: labels must not be negative, got {labels.min()}.")
-  return labels
+  return labels, classes or int(labels.max()) + 1

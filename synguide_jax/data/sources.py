@@ -159,15 +159,7 @@ def _open_letters(spec: str, _: str, skip_damaged: bool) -> ImageSet:
 def _open_tfds(spec: str, name: str, skip_damaged: bool) -> ImageSet:
   del skip_damaged
   folder = tfds_sets.find_or_prepare(name)
-  splits = {
-    split: found
-    for split, found in records.of_tfds(folder).items()
-    # The unlabelled split of STL-10, the test split of ImageNet: there is
-    # nothing to learn from such a one.
-    if len(found) and found.has_labels()
-  }
-  if not splits:
-    raise UserError(f"{spec}: no split of {folder} has labels.")
+  splits = {s: r for s, r in records.of_tfds(folder).items() if len(r)}
   return ImageSet(spec, splits, {"spec": spec, "origin": str(folder)})
 
 

@@ -73,6 +73,11 @@ def test_npz_labels(tmp_path, name, labels):
   assert listing.class_names == ("0", "1", "2")
 
 
+def test_a_class_without_images_has_a_column(tmp_path):
+  tree = _npz(tmp_path, images=_IMAGES, labels=np.eye(5)[_LABELS])
+  assert dumps.npz(tree).class_names == ("0", "1", "2", "3", "4")
+
+
 @pytest.mark.parametrize("kind", ["U", "S"])
 def test_npz_class_names(tmp_path, kind):
   names = np.array(["cat", "dog", "owl", "fox"]).astype(kind)

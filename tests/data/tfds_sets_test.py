@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synguide_jax.data import sources, tfds_sets
+from synguide_jax.data import experiment_data, sources, tfds_sets
 from synguide_jax.errors import UserError
-from tests import pictures
+from tests import pictures, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -63,19 +63,31 @@ def test_sets_are_read_without_tensorflow(tfds_data_dir, tmp_path):
     assert read["names"].tolist() == pictures.CIFAR10
 
 
-def test_a_split_without_labels_is_left_out(tfds_data_dir):
-  images = [pictures.pixels(32, 32) for _ in range(2)]
-  splits = {"train": (images, [0, 1]), "test": (images, [-1, -1])}
+def test_a_split_without_labels_is_for_the_labeler(tfds_data_dir):
+  # As the test split of ImageNet.
+  images = [pictures.pixels(32, 32) for _ in range(20)]
+  splits = {"train": (images, [*range(10)] * 2), "test": (images, [-1] * 20)}
   folder = pictures.store(tfds_data_dir, "my_set", splits)
   found = sources.open_set("tfds:my_set:3.0.2")
-  assert list(found.splits) == ["train"]
+  assert set(found.splits) == {"train", "test"}
+  assert not found.splits["test"].has_labels()
   assert found.provenance == {
     "spec": "tfds:my_set:3.0.2",
     "origin": str(folder),
   }
-  pictures.store(tfds_data_dir, "unlabelled", {"test": (images, [-1, -1])})
-  with pytest.raises(UserError, match="unlabelled: no split of .* has labels"):
-    sources.open_set("tfds:unlabelled")
+  # It is no test set.
+  config = tiny.config(
+    **{
+      "data.real": "tfds:my_set:3.0.2",
+      "data.synthetic": "",
+      "data.channels": 3,
+      "data.test": 0,
+      "data.validation": 0,
+      "data.shots": -1,
+    }
+  )
+  data = experiment_data.load(config.data, seed=0, runs=(0,))
+  assert data.describe()["test"] == 0 and data.describe()["pool"] == 20
 
 
 @pytest.fixture(scope="module")
