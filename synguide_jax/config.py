@@ -97,7 +97,8 @@ def training_defaults() -> ConfigDict:
   config.data.feed = "auto"
   # ... this share of a device's memory.
   config.data.resident_share = 0.25
-  # Processes that decode the stream; -1: one a core, 0: none but this one.
+  # Processes that decode the stream; 0: threads of this one, -1: threads up to
+  # four cores, and above that one process less than there are cores.
   config.data.num_workers = -1
 
   # Images a step and run, over all devices; two streams take half of it each.

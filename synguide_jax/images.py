@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 import flax.struct
 import grain
+from grain.multiprocessing import SharedMemoryArray
 import jax
 import numpy as np
 
@@ -20,6 +21,9 @@ from synguide_jax.data.pixels import Pixels
 from synguide_jax.errors import UserError
 
 FEEDS = ("auto", "resident", "stream")
+# Cores that threads of one process keep busy, with less work an image than
+# processes, which hand their images over; see BENCHMARKS.md.
+_THREADS_SUFFICE = 4
 
 # step -> indices by stream, [runs, batch_size].
 Draw = Callable[[int], Mapping[str, np.ndarray]]
@@ -64,15 +68,16 @@ def create(
   if data.num_workers < -1:
     raise UserError(
       f"data.num_workers={data.num_workers} must be a number of processes, or "
-      "-1 for one a core."
+      "-1."
     )
   fits = pixels.nbytes <= data.resident_share * _memory(mesh.devices.flat[0])
   if data.feed == "resident" or (data.feed == "auto" and fits):
     return Resident(pixels, mesh)
   workers = data.num_workers
-  return Streamed(
-    pixels, mesh, (os.cpu_count() or 1) if workers < 0 else workers
-  )
+  if workers < 0:
+    cores = os.cpu_count() or 1
+    workers = 0 if cores <= _THREADS_SUFFICE else cores - 1
+  return Streamed(pixels, mesh, workers)
 
 
 def _memory(device: jax.Device) -> int:
@@ -149,7 +154,9 @@ class Streamed:
   ) -> Iterator[Mapping[str, Drawn]]:
     """Yields what the steps from ``start`` to ``stop`` draw, on devices."""
     sharding = mesh_lib.per_run_and_image(self._mesh)
-    source = _Batches(self._pixels, draw, stop, sharding)
+    source = _Batches(
+      self._pixels, draw, stop, sharding, shared=self._workers > 0
+    )
     for drawn in _prefetched(source, start, stop, self._workers):
       yield {
         name: source.place(index, images)
@@ -189,9 +196,12 @@ class _Batches:
     draw: Draw,
     length: int,
     sharding: jax.sharding.Sharding,
+    shared: bool = False,
   ):
     self._pixels, self._draw, self._length = pixels, draw, length
     self._sharding = sharding
+    # Workers decode into memory that this process sees, without a copy.
+    self._empty = SharedMemoryArray if shared else np.empty
     self._share: dict[tuple[int, ...], tuple[slice, ...]] = {}
     for index in draw(0).values():
       self._share[index.shape] = _own_share(sharding, index.shape)
@@ -211,7 +221,8 @@ class _Batches:
     for name, index in self._draw(int(step)).items():
       own = index[self._share[index.shape]]
       # Several items are decoded at a time, each by one thread.
-      drawn[name] = index, self._pixels.read(own, threads=1)
+      images = self._pixels.read(own, threads=1, empty=self._empty)
+      drawn[name] = index, images
     return drawn
 
   def place(self, index: np.ndarray, images: np.ndarray) -> Drawn:

@@ -6,6 +6,7 @@ arrays: resumed from them it continues bit for bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 from pathlib import Path
 import time
@@ -145,49 +146,53 @@ def _train(
     stage = stages[position.stage]
     before = sum(s.num_steps for s in stages[: position.stage])
     step = program.step(position.stage, frozen)
-    for drawn in program.batches(feed, position.stage, position.step):
-      carry = step(carry, drawn, position.step)
-      position.step += 1
-      done = before + position.step
-      last = position.step == stage.num_steps
-      due = last or position.step % config.eval_every == 0
-      if due:
-        # So that a hook that measures time sees steps done, not dispatched.
-        jax.block_until_ready(carry)
-      for hook in hooks:
-        hook(done)
+    batches = program.batches(feed, position.stage, position.step)
+    with contextlib.closing(batches):
+      for drawn in batches:
+        carry = step(carry, drawn, position.step)
+        position.step += 1
+        done = before + position.step
+        last = position.step == stage.num_steps
+        due = last or position.step % config.eval_every == 0
+        if due:
+          # So that a hook that measures time sees steps done, not dispatched.
+          jax.block_until_ready(carry)
+        for hook in hooks:
+          hook(done)
 
-      if due:
-        steps = (position.step - 1) % config.eval_every + 1
-        record = {
-          "step": done,
-          "stage": stage.name,
-          "train": _mean_metrics(carry, steps),
-        }
-        if program.method.predict and len(data.indices["validation"]):
-          validation = program.evaluate(
-            carry["state"].for_prediction(), frozen, data.indices["validation"]
-          )
-          carry = program.mark_diverged(carry, validation["loss"], done)
-          score = validation[config.select_metric]
-          best = program.keep_best(best, carry, score, done)
-          record["validation"] = {
-            name: validation[name] for name in ("loss", *METRICS)
+        if due:
+          steps = (position.step - 1) % config.eval_every + 1
+          record = {
+            "step": done,
+            "stage": stage.name,
+            "train": _mean_metrics(carry, steps),
           }
-        carry = program.reset_metrics(carry)
-        position.history.append(plain(record))
-        _write(writer, record, done / total)
-      if due or checkpoints.due(done):
-        # Before the save: the last good checkpoint must stay.
-        _check_finite(config, carry, stage.name, since=checked)
-        checked = done + 1
-        position.seconds = before_this_session + time.monotonic()
-      checkpoints.save(
-        done,
-        {"carry": carry, "best": best},
-        dataclasses.asdict(position),
-        force=last,
-      )
+          if program.method.predict and len(data.indices["validation"]):
+            validation = program.evaluate(
+              carry["state"].for_prediction(),
+              frozen,
+              data.indices["validation"],
+            )
+            carry = program.mark_diverged(carry, validation["loss"], done)
+            score = validation[config.select_metric]
+            best = program.keep_best(best, carry, score, done)
+            record["validation"] = {
+              name: validation[name] for name in ("loss", *METRICS)
+            }
+          carry = program.reset_metrics(carry)
+          position.history.append(plain(record))
+          _write(writer, record, done / total)
+        if due or checkpoints.due(done):
+          # Before the save: the last good checkpoint must stay.
+          _check_finite(config, carry, stage.name, since=checked)
+          checked = done + 1
+          position.seconds = before_this_session + time.monotonic()
+        checkpoints.save(
+          done,
+          {"carry": carry, "best": best},
+          dataclasses.asdict(position),
+          force=last,
+        )
     if position.stage + 1 == len(stages):
       return carry, best
     position.stage, position.step = position.stage + 1, 0

@@ -114,7 +114,11 @@ def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
   """
   mode = "L" if channels == 1 else "RGB"
   with _opened(encoded) as im:
-    im = _upright(im)[0].convert(mode)
+    im.load()
+    if not _is_plain(im):
+      im = _upright(im)[0]
+    if im.mode != mode:
+      im = im.convert(mode)
   if im.size != (size, size):
     side = min(im.size)
     left, top = (im.width - side) / 2, (im.height - side) / 2
@@ -169,6 +173,11 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
     raise ValueError(str(error) or type(error).__name__) from error
 
 
+def _is_plain(im: Image.Image) -> bool:
+  """Whether an image needs nothing but decoding, as most."""
+  return im.mode in ("L", "RGB") and not im.info.keys() & _METADATA
+
+
 def _upright(im: Image.Image) -> tuple[Image.Image, list[str]]:
   """Returns the image in mode "L" or "RGB", and what was done to it."""
   remarks = []
@@ -176,8 +185,8 @@ def _upright(im: Image.Image) -> tuple[Image.Image, list[str]]:
   if ";16B" in str(im.tile):
     remarks.append("16-bit to 8-bit")
   im.load()
-  if im.mode in ("L", "RGB") and not im.info.keys() & _METADATA:
-    return im, remarks  # as most are
+  if _is_plain(im):
+    return im, remarks
   if im.getexif().get(ExifTags.Base.Orientation, 1) != 1:
     remarks.append("EXIF rotation")
     im = ImageOps.exif_transpose(im)

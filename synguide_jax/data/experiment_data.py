@@ -177,6 +177,8 @@ def _split_real(
   labels, groups = images.labels, None
   if data.groups:
     groups = splits.read_groups(data.groups, images.column("names"))
+  if data.test_split == "train":
+    raise UserError("data.test_split='train': those images are trained on.")
   if data.folds and (data.test or data.test_split in real.splits):
     raise UserError(
       f"data.folds={data.folds} tests on the training images, but there are "

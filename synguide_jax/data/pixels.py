@@ -1,6 +1,6 @@
 """The pixels of an experiment's images, by number; decoded when asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -42,20 +42,25 @@ class Pixels:
     return int(np.prod(self.shape, dtype=np.int64))
 
   def read(
-    self, indices: np.ndarray | None = None, threads: int | None = None
+    self,
+    indices: np.ndarray | None = None,
+    threads: int | None = None,
+    empty: Callable[..., np.ndarray] = np.empty,
   ) -> np.ndarray:
     """Decodes images.
 
     Args:
       indices: Their numbers, of any shape; by default all.
       threads: Threads that decode; by default one a core.
+      empty: Called as ``np.empty``, makes the array that is returned.
 
     Returns:
       uint8 ``[..., size, size, channels]``.
     """
     indices = np.arange(len(self)) if indices is None else np.asarray(indices)
     flat, size, channels = indices.ravel(), self.shape[1], self.shape[3]
-    images = np.empty((len(flat), *self.shape[1:]), np.uint8)
+    found = empty((*indices.shape, *self.shape[1:]), np.uint8)
+    images = np.asarray(found).reshape(len(flat), *self.shape[1:])
     decoded = decode.in_threads(
       lambda encoded: decode.decode(encoded, size, channels),
       self._encoded(flat),
@@ -63,7 +68,7 @@ class Pixels:
     )
     for image, pixels in zip(images, decoded, strict=True):
       image[:] = pixels
-    return images.reshape(*indices.shape, *self.shape[1:])
+    return found
 
   def _encoded(self, indices: np.ndarray):
     part_of = np.searchsorted(self._starts, indices, side="right") - 1

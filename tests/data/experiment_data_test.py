@@ -113,6 +113,8 @@ def test_official_splits(tmp_path):
   data = _load(real=f"folder:{tmp_path}", test_split="validation")
   assert data.describe()["test"] == 4
   assert data.describe()["validation"] == 0
+  with pytest.raises(UserError, match="data.test_split='train': those images"):
+    _load(real=f"folder:{tmp_path}", test_split="train")
   # A number takes images from the training split instead.
   data = _load(real=f"folder:{tmp_path}", validation=2)
   assert data.describe()["validation"] == 2
