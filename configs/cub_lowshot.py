@@ -31,6 +31,8 @@ def get_config(arg=None):
   config.data.match_classes = "index"
   # A few of the photographs are grey.
   config.data.convert_channels = True
+  # About as many as real ones.
+  config.data.synthetic_per_class = 25
   # Five of each class; the test images are the official ones.
   config.data.validation = 1_000
   # About four epochs.

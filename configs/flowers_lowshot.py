@@ -27,6 +27,8 @@ def get_config(arg=None):
   arg = config_lib.check_arg(arg, ARGS, default="full")
   config = paper.low_shot()
   config.data.real = "tfds:oxford_flowers102"
+  # As many as real ones.
+  config.data.synthetic_per_class = 10
   # About six epochs.
   config.eval_every = 100
   return config_lib.smoke(config) if arg == "smoke" else config

@@ -25,6 +25,8 @@ def get_config(arg=None):
   arg = config_lib.check_arg(arg, ARGS, default="imagenet")
   config = paper.zero_shot(scratch=arg == "scratch")
   config.data.real = "tfds:oxford_flowers102"
+  # As the paper has them.
+  config.data.synthetic_per_class = 10
   # About 12 epochs.
   config.eval_every = 100
   return config_lib.smoke(config) if arg == "smoke" else config

@@ -3,23 +3,24 @@
   python -m synguide_jax.main --config=configs/folder.py \
       --config.data.real=folder:<path> --config.data.synthetic=folder:<path>
 
-The real one holds <split>/<class>/<image>, the splits being train, validation
-and test, the synthetic one <class>/<image>. Without splits say how many images
-to set aside; a generator must not have been trained on them:
+Both hold <class>/<image>; the real one may hold <split>/<class>/<image>, the
+splits being train, validation and test. Without splits a fifth of the images is
+set aside for the test and a fifth of the rest for validation, or so many:
 
       --config.data.validation=100 --config.data.test=200
 
-With few images, test on all of them by cross-validation: each of five runs
-leaves another fifth out.
+A generator must not have been trained on them. With few images, test on all of
+them by cross-validation: each of five runs leaves another fifth out.
 
-      --config.data.folds=5 --config.num_runs=5 --config.data.validation=100
+      --config.data.folds=5 --config.num_runs=5
 
 Images of one object must stay together; here those named alike up to their
 last _:
 
       --config.data.groups='pattern:[^/]*(?=_[^/]*$)'
 
-Grey images become RGB ones, as the ImageNet network wants. What it is worth:
+Images that are all grey become RGB ones, as the ImageNet network wants; where
+only some are, say --config.data.convert_channels=True. What it is worth:
 
   python -m synguide_jax.sweep --config=configs/folder.py <the same fields>
   python -m synguide_jax.table --workdirs='runs/folder/*'
@@ -40,6 +41,9 @@ def get_config(arg=None):
   # Both must be given.
   config.data.real = ""
   config.data.synthetic = ""
+  # The set's own splits, or a fifth of the images.
+  config.data.validation = -1
+  config.data.test = -1
   # 32 real and 32 synthetic images a step; the same for every method.
   config.batch_size = 64
   config.num_steps = 5_000

@@ -1,7 +1,7 @@
 """ImageNet with synthetic images beside the real ones, streamed from disk.
 
 Not in the paper's main text; a recipe for sets that no device can hold. Images
-are decoded while the network trains, by one process a core.
+are decoded while the network trains, by processes beside it.
 
   python -m synguide_jax.main --config=configs/imagenet.py \
       --config.data.synthetic=folder:<path>

@@ -7,13 +7,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+from synguide_jax.errors import UserError
+
 
 def cache_dir() -> Path:
   """Returns ``$SYNGUIDE_CACHE``, or ``~/.cache/synguide_jax``.
 
   The folder may not exist yet.
+
+  Raises:
+    UserError: it is not local.
   """
   folder = os.environ.get("SYNGUIDE_CACHE") or "~/.cache/synguide_jax"
+  if "://" in folder:  # which Path would take for a local folder
+    raise UserError(
+      f"SYNGUIDE_CACHE={folder}: prepared sets are kept in a local folder; "
+      "name one."
+    )
   return Path(folder).expanduser()
 
 

@@ -44,6 +44,8 @@ def training_defaults() -> ConfigDict:
   # drawn in proportion to their weights: "('<spec>@2', '<spec>@1')";
   # without weights every image is equally likely.
   config.data.synthetic = ""
+  # Synthetic images a class, drawn once; 0: all.
+  config.data.synthetic_per_class = 0
   # Names of the classes to use, in label order; (): all.
   config.data.classes = ()
   # Synthetic classes are the real ones of the same "name", or "index".
@@ -72,7 +74,8 @@ def training_defaults() -> ConfigDict:
   config.data.randaugment_magnitude = 6
   # Real training images a class, drawn per run; -1: all, 0: none (zero-shot).
   config.data.shots = -1
-  # Images split off the training images, stratified; 0: the set's own split.
+  # Images split off the training images, stratified; 0: the set's own split, if
+  # there is one; -1: that, or else a fifth of the training images.
   config.data.validation = 0
   config.data.test = 0
   # The set's own split that is tested on, where data.test is 0.
@@ -290,7 +293,8 @@ def load(spec: str) -> ConfigDict:
   path, arg = find(spec)
   try:
     return _module(path).get_config(arg)
-  except ValueError as error:
+  # A field got a value of another type.
+  except (TypeError, ValueError) as error:
     raise UserError(f"{path}: {error}") from error
 
 

@@ -76,6 +76,8 @@ def best_run(results: Mapping[str, Any]) -> int:
   metric = results["config"]["select_metric"]
   accuracy = results.get("validation", {}).get(metric, {}).get("runs")
   runs = [run for run in results["runs"] if str(run) not in results["diverged"]]
+  if not runs:
+    raise UserError("All runs diverged; there is no classifier.")
   if not accuracy:
     return runs[0]
   return max(runs, key=lambda run: accuracy[results["runs"].index(run)])
@@ -121,7 +123,7 @@ def load_classifier(workdir: Path, results: Mapping[str, Any], run: int) -> Any:
 
 
 def _evaluated(results: Mapping[str, Any]) -> str | None:
-  """The held-out set whose figures count; None for a generator."""
+  """The held-out set whose figures count, if there is one."""
   return next((n for n in ("test", "validation") if n in results), None)
 
 
@@ -148,31 +150,14 @@ def _by_class(results: Mapping[str, Any], name: str) -> str:
   return f"{title}: " + ", ".join(f"{n} {100 * mean:.1f}" for mean, n in shown)
 
 
-def _tested_on(results: Mapping[str, Any]) -> str:
-  """Says plainly what the figures are of."""
-  images, data = results["data"]["images"], results["config"]["data"]
-  if data["folds"]:
-    return (
-      f"cross-validated: each run was tested on one of {data['folds']} parts "
-      f"of {images['test']} real images"
-    )
-  if "test" in results:
-    return f"on {images['test']} test images, looked at once"
-  used = (
-    " that also chose the weights"
-    if results["config"]["select"] == ("best")
-    else ""
-  )
-  return (
-    f"there is no test set: these are {images['validation']} validation "
-    f"images{used}"
-  )
-
-
 def headline(results: Mapping[str, Any]) -> str:
   """The figure one looks for first, on one line."""
   if name := _evaluated(results):
-    return f"{name} accuracy {console.percent(results[name]['accuracy'])}"
+    accuracy, balanced = (
+      console.percent(results[name][metric])
+      for metric in ("accuracy", "balanced_accuracy")
+    )
+    return f"{name} accuracy {accuracy}, balanced {balanced}"
   loss = results["history"][-1]["train"]["loss"]
   return f"training loss {loss[0]:.4f}"
 
@@ -181,12 +166,17 @@ def summary(results: Mapping[str, Any]) -> list[str]:
   """What came out, in a few lines."""
   lines = [f"{results['method']}: {headline(results)}"]
   if name := _evaluated(results):
-    balanced = console.percent(results[name]["balanced_accuracy"])
-    lines.append(f"  balanced accuracy {balanced}; {_by_class(results, name)}")
-    lines.append(f"  {_tested_on(results)}")
+    lines.append(f"  {_by_class(results, name)}")
+  if held_out := results["data"]["held_out"]:
+    lines.append(f"  {held_out}")
   if "synthetic" in results:
-    accuracy = console.percent(results["synthetic"]["accuracy"])
-    lines.append(f"  accuracy on the synthetic images {accuracy}")
+    accuracy, balanced = (
+      console.percent(results["synthetic"][metric])
+      for metric in ("accuracy", "balanced_accuracy")
+    )
+    lines.append(
+      f"  accuracy on the synthetic images {accuracy}, balanced {balanced}"
+    )
   if diverged := results["diverged"]:
     listed = ", ".join(f"{run} (step {step})" for run, step in diverged.items())
     lines.append(f"  excluded because their loss diverged: runs {listed}")

@@ -24,6 +24,7 @@ FEEDS = ("auto", "resident", "stream")
 # Cores that threads of one process keep busy, with less work an image than
 # processes, which hand their images over; see BENCHMARKS.md.
 _THREADS_SUFFICE = 4
+_AHEAD = 4 << 30
 
 # step -> indices by stream, [runs, batch_size].
 Draw = Callable[[int], Mapping[str, np.ndarray]]
@@ -70,7 +71,11 @@ def create(
       f"data.num_workers={data.num_workers} must be a number of processes, or "
       "-1."
     )
-  fits = pixels.nbytes <= data.resident_share * _memory(mesh.devices.flat[0])
+  # The devices of a CPU share its memory.
+  device, copies = mesh.devices.flat[0], 1
+  if device.platform == "cpu":
+    copies = mesh.size // jax.process_count()
+  fits = copies * pixels.nbytes <= data.resident_share * _memory(device)
   if data.feed == "resident" or (data.feed == "auto" and fits):
     return Resident(pixels, mesh)
   workers = data.num_workers
@@ -104,6 +109,11 @@ class Resident:
     everywhere = mesh_lib.replicated(self._mesh)
     return mesh_lib.place(self._pixels.read(), everywhere)
 
+  @property
+  def abstract_stored(self) -> jax.ShapeDtypeStruct:
+    """Shape and type of ``stored``, which is not made for that."""
+    return jax.ShapeDtypeStruct(self._pixels.shape, np.uint8)
+
   def abstract(self, shape: tuple[int, ...]) -> Drawn:
     """Shapes and types of what is drawn, for indices of a shape."""
     return Drawn(jax.ShapeDtypeStruct(shape, np.int32), None)
@@ -136,7 +146,7 @@ class Streamed:
     stored: None.
   """
 
-  name, stored = "stream", None
+  name, stored, abstract_stored = "stream", None, None
 
   def __init__(self, pixels: Pixels, mesh: jax.sharding.Mesh, workers: int):
     self._pixels, self._mesh, self._workers = pixels, mesh, workers
@@ -203,8 +213,11 @@ class _Batches:
     # Workers decode into memory that this process sees, without a copy.
     self._empty = SharedMemoryArray if shared else np.empty
     self._share: dict[tuple[int, ...], tuple[slice, ...]] = {}
+    count = 0
     for index in draw(0).values():
       self._share[index.shape] = _own_share(sharding, index.shape)
+      count += index[self._share[index.shape]].size
+    self.item_bytes = max(1, count * pixels.nbytes // pixels.shape[0])
 
   def __getstate__(self) -> dict[str, Any]:
     # Workers have no devices.
@@ -251,7 +264,12 @@ def _own_share(
 def _prefetched(
   source: _Batches, start: int, stop: int, workers: int
 ) -> Iterator[Any]:
-  """Iterates over ``source[start:stop]``, decoding ahead of the consumer."""
+  """Iterates over ``source[start:stop]``, decoding ahead of the consumer.
+
+  What is decoded ahead takes about ``_AHEAD`` bytes at most, of shared memory
+  where there are workers.
+  """
+  ahead = max(2, _AHEAD // source.item_bytes)
   data = grain.MapDataset.source(source)[start:stop]
   if workers:
     # Grain asks its own flags, which only commands parse.
@@ -259,11 +277,13 @@ def _prefetched(
       flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     data = data.to_iter_dataset(options).mp_prefetch(
-      grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+      # Each has one item in its hands, and one that waits.
+      grain.MultiprocessingOptions(max(1, min(workers, ahead // 2)), 1)
     )
   else:
-    threads = os.cpu_count() or 1
-    options = grain.ReadOptions(threads, prefetch_buffer_size=2 * threads)
+    threads = min(os.cpu_count() or 1, ahead)
+    buffer = min(2 * threads, ahead)
+    options = grain.ReadOptions(threads, prefetch_buffer_size=buffer)
     data = data.to_iter_dataset(options)
   iterator = iter(data)
   try:

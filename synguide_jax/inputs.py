@@ -28,6 +28,7 @@ GENERATE, TRAIN = "generate:", "train:"
 _SHARED_DATA_FIELDS = (
   "real",
   "classes",
+  "duplicates",
   "image_size",
   "store_size",
   "channels",
@@ -69,7 +70,7 @@ def check(config: Any) -> None:
   Raises:
     UserError: if it cannot be trained.
   """
-  stand_in = config.copy_and_resolve_references()
+  stand_in, instead = config.copy_and_resolve_references(), {}
   for section, field, spec in needed(config):
     made_by = config_lib.load(spec.partition(":")[2])
     is_generator = made_by.method == "diffusion"
@@ -84,9 +85,9 @@ def check(config: Any) -> None:
           f"data.folds={config.data.folds}: {spec} would be trained on images "
           "that runs are tested on. Generate them beforehand, or use data.test."
         )
-      stand_in.data[field] = config.data.real
+      instead[spec] = config.data.real
+      # These would be said of the stand-in.
       stand_in.data.duplicates = "warn"
-      stand_in.data.match_classes, stand_in.data.class_mapping = "name", ()
     elif section == "model":
       stand_in.model.init = "scratch"
     else:
@@ -95,7 +96,7 @@ def check(config: Any) -> None:
   if needed(config):
     from synguide_jax import train
 
-    train.set_up(stand_in)
+    train.set_up(stand_in, inputs=instead)
 
 
 def make(config: Any, train: TrainFn) -> dict[str, str]:
@@ -218,8 +219,26 @@ def _name(file: str) -> str:
 
 
 def _mark(config: Any) -> str:
-  config = workdir_lib.as_json(config)
-  return cache.fingerprint({"config": config, "version": __version__})
+  """Identifies a config, the images it trains on, and this version."""
+  from synguide_jax.data import experiment_data
+
+  there = config.copy_and_resolve_references()
+  # What is made has a mark of its own, and its config is part of this one.
+  there.data.synthetic = sources.join_weights(
+    [
+      (spec, weight)
+      for spec, weight in sources.parse_weights(config.data.synthetic)
+      if not spec.startswith(GENERATE)
+    ]
+  )
+  data = experiment_data.load(there.data, seed=config.seed, runs=(0,))
+  return cache.fingerprint(
+    {
+      "config": workdir_lib.as_json(config),
+      "images": data.checksum(),
+      "version": __version__,
+    }
+  )
 
 
 def _first_run(state: Any) -> Any:

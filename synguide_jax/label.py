@@ -14,11 +14,10 @@ from absl import flags
 
 from synguide_jax import console, experiment, workdir
 from synguide_jax.console import say
-from synguide_jax.errors import UserError
 
 _SOURCE = flags.DEFINE_string("source", None, "Spec, as in data.synthetic.")
 _CLASSIFIER = flags.DEFINE_string(
-  "classifier", None, "A finished workdir, or weights as pretrained.weights."
+  "classifier", None, "A finished workdir; or weights: a path, or hf:<name>."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to be made.")
 _SKIP = flags.DEFINE_bool("skip_damaged", False, "As data.skip_damaged.")
@@ -29,13 +28,18 @@ _RULES = (
   ),
   flags.DEFINE_multi_string("class_mapping", [], "As data.class_mapping."),
   flags.DEFINE_bool("relabel", False, "Labels are replaced by predictions."),
-  flags.DEFINE_float("threshold", 0.8, "Of the probability; 0: keep all."),
+  flags.DEFINE_float(
+    "threshold", None, "Of the probability; by default 0.8, or 0 by loss."
+  ),
   flags.DEFINE_bool("agree", False, "Keep only labels that are predicted."),
   flags.DEFINE_float("min_loss", 0.0, "Of the label, nats."),
   flags.DEFINE_float("max_loss", None, "Of the label, nats."),
   flags.DEFINE_integer("per_class", None, "Keep so many, drawn at random."),
   flags.DEFINE_string(
-    "balance_with", None, "Spec of real images: even out their classes."
+    "balance_with",
+    None,
+    "Even out the classes of these real images: best a workdir, for what its "
+    "run 0 trains on; or a spec, for all of its train split.",
   ),
   flags.DEFINE_integer("seed", 0, "Of the draw."),
 )
@@ -50,10 +54,11 @@ def main() -> int:
   rules = labeling.Rules(**{flag.name: flag.value for flag in _RULES})
   rules.check()
   source = sources.open_set(_SOURCE.value, skip_damaged=_SKIP.value)
-  output = Path(_OUTPUT.value).expanduser()
-  report = labeling.label(source, _classifier(), output, rules)
+  report = labeling.label(
+    source, _classifier(), _OUTPUT.value, rules, skip_damaged=_SKIP.value
+  )
   if not report.new:
-    say(f"Finished before; delete {output} to do it again.")
+    say(f"Finished before; delete {report.output} to do it again.")
   for line in labeling.table(report):
     say(line)
   say(f"Use it with --config.data.synthetic=prepared:{_OUTPUT.value}")
@@ -64,18 +69,11 @@ def _classifier():
   from synguide_jax.synthesis import classifier
 
   folder = Path(_CLASSIFIER.value).expanduser()
-  results = workdir.results(folder)
-  if results is None:
-    if (folder / "checkpoints").exists():
-      raise UserError(f"{folder} is not finished; there is no results.json.")
+  if (results := workdir.results(folder)) is None:
     return classifier.from_weights(_CLASSIFIER.value)
-  run, data = experiment.best_run(results), workdir.config(folder).data
-  return classifier.Classifier(
-    experiment.load_classifier(folder, results, run),
-    tuple(results["data"]["class_names"]),
-    data.store_size or data.image_size,
-    {"workdir": _CLASSIFIER.value, "run": run},
-  )
+  run = experiment.best_run(results)
+  network = experiment.load_classifier(folder, results, run)
+  return classifier.from_workdir(folder, results, run, network)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ import contextlib
 import math
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+from orbax.checkpoint import multihost
 
 from synguide_jax.errors import UserError
 
 RUN, DATA = "run", "data"
+_PATIENCE = 24 * 60 * 60 * 1000  # A day, ms.
 
 
 def create(num_runs: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -71,14 +72,16 @@ def first_process_first(name: str) -> Iterator[None]:
   if jax.process_count() == 1:
     yield
     return
+  # One that waits for hours; those of devices give up after half a minute.
+  wait = multihost.get_barrier_sync_fn()
   first = jax.process_index() == 0
   try:
     if not first:
-      multihost_utils.sync_global_devices(name)
+      wait(key=name, timeout_ms=_PATIENCE)
     yield
   finally:
     if first:
-      multihost_utils.sync_global_devices(name)
+      wait(key=name, timeout_ms=_PATIENCE)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, stream: str) -> None:

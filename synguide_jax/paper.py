@@ -72,6 +72,8 @@ def with_cifar10(config: ConfigDict) -> ConfigDict:
   config.data.padding = 4
   # 500 of each class; the test images are the official ones.
   config.data.validation = 5_000
+  # 45,000 synthetic images.
+  config.data.synthetic_per_class = 4_500
   return config
 
 

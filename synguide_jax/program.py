@@ -94,7 +94,7 @@ class Program:
       self._per_run,
     )
     self.images = images.create(config.data, data.pixels, self.mesh)
-    self._labels, self._real = data.labels, data.real
+    self._host = {"labels": data.labels, "real": data.real}
     shares = self.mesh.shape[mesh_lib.DATA]
     self._evaluator = Evaluator(
       self._logits,
@@ -108,9 +108,8 @@ class Program:
   @functools.cached_property
   def _stored(self) -> Arrays:
     """What steps look up; decoded and placed when the first one does."""
-    arrays = {"labels": self._labels, "real": self._real}
     everywhere = mesh_lib.replicated(self.mesh)
-    placed = {k: mesh_lib.place(v, everywhere) for k, v in arrays.items()}
+    placed = {k: mesh_lib.place(v, everywhere) for k, v in self._host.items()}
     return placed | {"images": self.images.stored}
 
   def init(self) -> tuple[Arrays, Any]:
@@ -285,7 +284,8 @@ class Program:
       for name, stream in self.method.stages[number].streams.items()
     }
     step = self._step_of_all(number)
-    arguments = (state, frozen, self._step_keys, self._stored, drawn, 0)
+    stored = {**self._host, "images": self.images.abstract_stored}
+    arguments = (state, frozen, self._step_keys, stored, drawn, 0)
     return list(jax.eval_shape(step, *arguments)[1])
 
   def _filled(self, value: float | int) -> jax.Array:

@@ -59,6 +59,29 @@ def summarise_evaluation(
   }
 
 
+def held_out(config: Mapping[str, Any], images: Mapping[str, int]) -> str:
+  """Says plainly which images the figures of a classifier are of.
+
+  Args:
+    config: The experiment's config.
+    images: Number of images by role.
+  """
+  if folds := config["data"]["folds"]:
+    return (
+      f"cross-validated: each run was tested on one of {folds} parts of "
+      f"{images['test']} real images"
+    )
+  if images["test"]:
+    return f"on {images['test']} test images, looked at once"
+  if not images["validation"]:
+    return "no image was held out: nothing is known of the accuracy"
+  used = ", which also chose the weights" if config["select"] == "best" else ""
+  return (
+    f"there is no test set: these are {images['validation']} validation "
+    f"images{used}"
+  )
+
+
 def versions() -> dict[str, str]:
   """Versions of what computed."""
   found = {name: importlib.metadata.version(name) for name in _PACKAGES}

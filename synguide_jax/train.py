@@ -167,21 +167,12 @@ def _train(
             "stage": stage.name,
             "train": _mean_metrics(carry, steps),
           }
-          if program.method.predict and len(data.indices["validation"]):
-            validation = program.evaluate(
-              carry["state"].for_prediction(),
-              frozen,
-              data.indices["validation"],
-            )
-            carry = program.mark_diverged(carry, validation["loss"], done)
-            score = validation[config.select_metric]
-            best = program.keep_best(best, carry, score, done)
-            record["validation"] = {
-              name: validation[name] for name in ("loss", *METRICS)
-            }
+          carry, best, found = _validate(
+            config, program, data, frozen, carry, best, done
+          )
           carry = program.reset_metrics(carry)
-          position.history.append(plain(record))
-          _write(writer, record, done / total)
+          position.history.append(plain(record | found))
+          _write(writer, record | found, done / total)
         if due or checkpoints.due(done):
           # Before the save: the last good checkpoint must stay.
           _check_finite(config, carry, stage.name, since=checked)
@@ -197,6 +188,27 @@ def _train(
       return carry, best
     position.stage, position.step = position.stage + 1, 0
     carry, best = program.enter(position.stage, carry, frozen)
+
+
+def _validate(
+  config: Any,
+  program: Program,
+  data: ExperimentData,
+  frozen: Any,
+  carry: Arrays,
+  best: Arrays,
+  done: int,
+) -> tuple[Arrays, Arrays, dict[str, Any]]:
+  """Evaluates on the validation images, where there are any."""
+  index = data.indices["validation"]
+  if not program.method.predict or not len(index):
+    return carry, best, {}
+  state = carry["state"].for_prediction()
+  found = program.evaluate(state, frozen, index)
+  carry = program.mark_diverged(carry, found["loss"], done)
+  best = program.keep_best(best, carry, found[config.select_metric], done)
+  kept = {name: found[name] for name in ("loss", *METRICS)}
+  return carry, best, {"validation": kept}
 
 
 def load_trained(
@@ -427,6 +439,8 @@ def _results(
     "data": {
       "class_names": data.class_names,
       "images": data.describe(),
+      "held_out": program.method.predict
+      and results_lib.held_out(config, data.describe()),
       "provenance": data.provenance,
       "warnings": data.warnings,
       "feed": program.images.name,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from synguide_jax.cache import cache_dir, fingerprint
+from synguide_jax.errors import UserError
 
 
 def test_cache_dir(monkeypatch):
@@ -15,6 +16,12 @@ def test_cache_dir(monkeypatch):
   assert cache_dir() == Path("/home/ada/sets")
   monkeypatch.delenv("SYNGUIDE_CACHE")
   assert cache_dir() == Path("/home/ada/.cache/synguide_jax")
+
+
+def test_cache_dir_is_local(monkeypatch):
+  monkeypatch.setenv("SYNGUIDE_CACHE", "gs://bucket/sets")
+  with pytest.raises(UserError, match="SYNGUIDE_CACHE=gs://bucket/sets: .*loc"):
+    cache_dir()
 
 
 def test_fingerprint():

@@ -118,9 +118,15 @@ def test_main_as_a_newcomer_starts_it():
   lines = done.stdout.splitlines()
   assert len(lines) <= 30
   accuracy = results["test"]["accuracy"]
-  said = f"{100 * accuracy['mean']:.2f} +- {100 * accuracy['std']:.2f} (n=2)"
+  balanced = results["test"]["balanced_accuracy"]
+  said, also = (
+    f"{100 * of['mean']:.2f} +- {100 * of['std']:.2f} (n=2)"
+    for of in (accuracy, balanced)
+  )
   summary = next(line for line in lines if "test accuracy" in line)
-  assert summary == f"guided: test accuracy {said}"
+  assert summary == f"guided: test accuracy {said}, balanced {also}"
+  assert "  on 697 test images, looked at once" in lines
+  assert any(line.startswith("  by class: 0 ") for line in lines)
   assert any(re.match(r"  step 3/6 .* left$", line) for line in lines)
   assert str(folder) in lines[-1]
 

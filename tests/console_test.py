@@ -3,6 +3,7 @@
 import pytest
 
 from synguide_jax import console, experiment
+from synguide_jax import results as results_lib
 
 
 @pytest.mark.parametrize(
@@ -61,12 +62,27 @@ def test_writer_without_speed_or_validation(capsys):
   writer.flush()
 
 
+def _evaluation(mean, balanced, classes):
+  return {
+    "accuracy": {"mean": mean, "std": 0.1, "n": 2},
+    "balanced_accuracy": {"mean": balanced, "std": 0.2, "n": 2},
+    "class_accuracy": classes,
+  }
+
+
 def _results(**changes):
-  accuracy = {"mean": 0.5, "std": 0.1, "n": 2}
   return {
     "method": "aug",
-    "test": {"accuracy": accuracy},
+    "runs": [3, 4, 5],
+    # Run 4 diverged; nobody was tested on an owl.
+    "test": _evaluation(
+      0.5, 0.4, [[0.6, 0.2, None], [0.0, 0.0, None], [0.8, 0.4, None]]
+    ),
     "diverged": {},
+    "data": {
+      "class_names": ["cat", "dog", "owl"],
+      "held_out": "on 20 test images",
+    },
     "seconds": {"train": 75.0},
     "devices": ["cpu:0"],
     **changes,
@@ -74,21 +90,64 @@ def _results(**changes):
 
 
 def test_summary_of_results():
-  synthetic = {"accuracy": {"mean": 0.9, "std": None, "n": 1}}
-  results = _results(diverged={"3": 120, "4": 7}, synthetic=synthetic)
+  results = _results(
+    diverged={"4": 7}, synthetic=_evaluation(0.9, 0.8, [[1.0, 0.8, 0.6]] * 3)
+  )
   assert experiment.summary(results) == [
-    "aug: test accuracy 50.00 +- 10.00 (n=2)",
-    "  accuracy on the synthetic images 90.00 (n=1)",
-    "  excluded because their loss diverged: runs 3 (step 120), 4 (step 7)",
+    "aug: test accuracy 50.00 +- 10.00 (n=2), balanced 40.00 +- 20.00 (n=2)",
+    "  by class: cat 70.0, dog 30.0",
+    "  on 20 test images",
+    "  accuracy on the synthetic images 90.00 +- 10.00 (n=2), balanced 80.00 +-"
+    " 20.00 (n=2)",
+    "  excluded because their loss diverged: runs 4 (step 7)",
     "  1min 15s of training on cpu:0",
   ]
+
+
+def test_summary_of_many_classes():
+  names = [f"c{i}" for i in range(40)]
+  results = _results(
+    runs=[0],
+    test=_evaluation(0.5, 0.5, [[(i % 40) / 40 for i in range(3, 43)]]),
+  )
+  results["data"]["class_names"] = names
+  assert experiment.summary(results)[1] == (
+    "  lowest classes: c37 0.0, c38 2.5, c39 5.0, c0 7.5, c1 10.0"
+  )
+
+
+def test_summary_without_held_out_images():
+  results = _results(history=[{"train": {"loss": [1.5]}}])
+  del results["test"]
+  results["data"]["held_out"] = "no image was held out"
+  assert experiment.summary(results)[:2] == [
+    "aug: training loss 1.5000",
+    "  no image was held out",
+  ]
+
+
+@pytest.mark.parametrize(
+  "data,select,images,expected",
+  [
+    ({"folds": 5}, "last", (10, 0), "each run was tested on one of 5 parts of"),
+    ({"folds": 0}, "best", (10, 4), "on 10 test images, looked at once"),
+    ({"folds": 0}, "best", (0, 4), "there is no test set: these are 4 valida"),
+    ({"folds": 0}, "last", (0, 0), "no image was held out"),
+  ],
+)
+def test_what_the_figures_are_of(data, select, images, expected):
+  config = {"data": data, "select": select}
+  test, validation = images
+  said = results_lib.held_out(config, {"test": test, "validation": validation})
+  assert expected in said
+  assert ("also chose the weights" in said) == (images == (0, 4))
 
 
 def test_headline_without_test_images():
   results = _results()
   results["validation"] = results.pop("test")
   assert experiment.headline(results) == (
-    "validation accuracy 50.00 +- 10.00 (n=2)"
+    "validation accuracy 50.00 +- 10.00 (n=2), balanced 40.00 +- 20.00 (n=2)"
   )
   del results["validation"]
   results["history"] = [{"train": {"loss": [3.0]}}, {"train": {"loss": [1.5]}}]

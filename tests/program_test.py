@@ -114,7 +114,7 @@ class _Numbers:
   def __init__(self, count):
     self.shape, self.nbytes = (count, 1, 1, 1), count
 
-  def read(self, indices=None, threads=None):
+  def read(self, indices=None, threads=None, empty=None):
     everything = np.arange(self.shape[0], dtype=np.uint8)
     chosen = everything if indices is None else everything[indices]
     return chosen[..., None, None, None]

@@ -1,5 +1,6 @@
 """The trainer: resumed bit for bit, runs independent, every image counted."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from synguide_jax import methods, train
+from synguide_jax.data import digits
 from synguide_jax.errors import DivergedError, UserError
 from synguide_jax.methods import supervised
 from tests import tiny
@@ -32,7 +34,9 @@ def trained(config, workdir):
 
 
 def without_times(results):
-  return {name: value for name, value in results.items() if name != "seconds"}
+  results = copy.deepcopy(results)
+  del results["seconds"]
+  return results
 
 
 def assert_equal(a, b):
@@ -53,9 +57,9 @@ KILLED = """
         time.sleep(0.01)
       os.kill(os.getpid(), signal.SIGKILL)
 
+  config = tiny.config(**{"data.feed": sys.argv[3], "data.num_workers": 1})
   train.train_and_evaluate(
-    tiny.config(), sys.argv[1], tiny.Recorder(), [kill],
-    devices=jax.devices()[:1],
+    config, sys.argv[1], tiny.Recorder(), [kill], devices=jax.devices()[:1]
   )
 """
 
@@ -66,13 +70,16 @@ def uninterrupted(tmp_path_factory):
   return run(tiny.config(), workdir), trained(tiny.config(), workdir)
 
 
-@pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.parametrize(
+  "step,feed", [(1, "resident"), (5, "resident"), (5, "stream")]
+)
 def test_killed_and_resumed_equals_uninterrupted(
-  uninterrupted, tmp_path, pytestconfig, step
+  uninterrupted, tmp_path, pytestconfig, step, feed
 ):
   # At 1 there is no checkpoint yet; at 5 there is one in the middle.
+  code = textwrap.dedent(KILLED)
   process = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(KILLED), tmp_path / "w", str(step)],
+    [sys.executable, "-c", code, tmp_path / "w", str(step), feed],
     env={**os.environ, "PYTHONPATH": str(pytestconfig.rootpath)},
     capture_output=True,
     text=True,
@@ -80,10 +87,16 @@ def test_killed_and_resumed_equals_uninterrupted(
   assert process.returncode == -signal.SIGKILL, process.stderr
   assert not (tmp_path / "w" / "results.json").exists()
   steps = []
-  results = run(tiny.config(), tmp_path / "w", hooks=[steps.append])
+  config = tiny.config(**{"data.feed": feed, "data.num_workers": 1})
+  results = run(config, tmp_path / "w", hooks=[steps.append])
   assert steps == list(range(1 if step == 1 else 5, 7))
-  assert without_times(results) == without_times(uninterrupted[0])
-  assert_equal(trained(tiny.config(), tmp_path / "w"), uninterrupted[1])
+  # Streamed images are those that were in memory.
+  expected = without_times(uninterrupted[0])
+  for found in (results, expected):
+    assert found["data"].pop("feed") in (feed, "resident")
+    assert found.pop("config")["method"] == "guided"
+  assert without_times(results) == expected
+  assert_equal(trained(config, tmp_path / "w"), uninterrupted[1])
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
@@ -443,14 +456,14 @@ def test_zero_shot_needs_no_real_training_images(tmp_path):
 
 
 def test_training_imports_no_tensorflow(tmp_path, pytestconfig):
-  # The sets are prepared by now: an earlier test or this line saw to it.
-  run(tiny.config(num_steps=1), tmp_path / "first")
+  digits.prepare()
   code = """
     import sys
     from synguide_jax import train
     from tests import tiny
+    streamed = {"data.feed": "stream", "data.num_workers": 1}
     train.train_and_evaluate(
-      tiny.config(num_steps=1), sys.argv[1], tiny.Recorder()
+      tiny.config(num_steps=1, **streamed), sys.argv[1], tiny.Recorder()
     )
     heavy = {"tensorflow", "clu", "matplotlib"} & set(sys.modules)
     assert not heavy, heavy

@@ -16,6 +16,7 @@ import numpy as np
 
 from synguide_jax import config as config_lib
 from synguide_jax import workdir
+from synguide_jax.data import sources
 
 REFERENCES = ("aug", "balanced")
 
@@ -37,7 +38,8 @@ def gather(folders: Sequence[Path]) -> list[dict[str, Any]]:
     folders: Workdirs; those without results.json are left out.
 
   Returns:
-    Tables as plain data: ``title`` and ``rows``. A row has ``label``,
+    Tables as plain data: ``title``, ``rows``, and whether differences are of
+    ``balanced`` accuracy throughout. A row has ``label``,
     ``workdir``, ``accuracy`` and ``balanced_accuracy`` (of the test images, or
     of the validation images where there are none), ``synthetic`` and
     ``conflict_rate`` if there are any, ``seconds`` of training, and for each of
@@ -88,11 +90,18 @@ def _table(entries: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         if difference := _difference_of(results, reference):
           row["difference"][name] = difference
   data = entries[0][1]["config"]["data"]
-  synthetic = data["synthetic"] or "no synthetic images"
-  if not isinstance(synthetic, str):
-    synthetic = " + ".join(synthetic)
+  specs = [
+    spec if weight is None else f"{weight:g} {spec}"
+    for spec, weight in sources.parse_weights(data["synthetic"])
+  ]
+  synthetic = " + ".join(specs) or "no synthetic images"
   title = f"{data['real']} with {synthetic}"
-  return {"title": title, "rows": rows}
+  metrics = {config.get("select_metric") for config in flat}
+  return {
+    "title": title,
+    "balanced": metrics == {"balanced_accuracy"},
+    "rows": rows,
+  }
 
 
 def _usual(configs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -190,7 +199,8 @@ def markdown(tables: Sequence[Mapping[str, Any]]) -> str:
   blocks = []
   for table in tables:
     header = ["method", "accuracy", "balanced", "n"]
-    header += [f"vs {name} (paired)" for name in REFERENCES]
+    how = "paired, balanced" if table["balanced"] else "paired"
+    header += [f"vs {name} ({how})" for name in REFERENCES]
     header += ["on synthetic", "conflicts", "train s"]
     lines = [[*header], ["---", *["---:"] * (len(header) - 1)]]
     for row in table["rows"]:

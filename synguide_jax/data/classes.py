@@ -14,6 +14,7 @@ def match(
   *,
   by: str = "name",
   mapping: Sequence[str] = (),
+  wanted: Sequence[str] = (),
   real_spec: str = "real",
   synthetic_spec: str = "synthetic",
 ) -> tuple[str, ...]:
@@ -24,6 +25,8 @@ def match(
     synthetic: Names of the synthetic classes.
     by: ``"name"``, or ``"index"``: the n-th is the n-th, whatever its name.
     mapping: ``"synthetic name=real name"`` for classes whose names differ.
+    wanted: Real classes that must be there; by default all. By index, all are
+      counted, also those that are not wanted.
     real_spec: What the real set is called in messages.
     synthetic_spec: What the synthetic set is called in messages.
 
@@ -60,7 +63,8 @@ def match(
       )
     renamed[old] = new
   names = tuple(renamed.get(name, name) for name in synthetic)
-  missing, unknown = set(real) - set(names), set(names) - set(real)
+  missing = set(wanted or real) - set(names)
+  unknown = set(names) - set(real)
   if missing or unknown:
     raise UserError(
       "The real and the synthetic set must have classes of the same names. "

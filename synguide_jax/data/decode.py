@@ -79,7 +79,9 @@ def canonical(image: bytes | np.ndarray) -> Canonical:
     name, quantization, encoded = _ARRAY, 0.0, None
   else:
     with _opened(image) as im:
-      name, tables = im.format, getattr(im, "quantization", None)
+      # Phones put further pictures behind the first one of a JPEG file.
+      name = "JPEG" if im.format == "MPO" else im.format
+      tables = getattr(im, "quantization", None)
       quantization = float(np.mean(tables[0])) if tables else 0.0
       im, remarks = _upright(im)
     encoded = image if name in _KEPT and not remarks else None

@@ -1,12 +1,12 @@
 """Dumps of samples: arrays of images in one file."""
 
-from collections.abc import Mapping, Sequence
+import functools
 import io
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
-from synguide_jax.data.files import Files
+from synguide_jax.data.files import Files, is_remote
 from synguide_jax.data.layouts import (
   enumerate_names,
   Item,
@@ -15,6 +15,13 @@ from synguide_jax.data.layouts import (
   numbered,
 )
 from synguide_jax.errors import UserError
+
+# What we read, and under which names.
+_ARRAYS = {
+  "images": ("images", "samples", "arr_0"),
+  "labels": ("labels", "arr_1"),
+  "class_names": ("class_names",),
+}
 
 
 def npz(tree: Files) -> Listing:
@@ -28,27 +35,10 @@ def npz(tree: Files) -> Listing:
   Raises:
     UserError: it is none, or values are out of range.
   """
-  path, (name,) = tree.root, tree.names
-  try:
-    with np.load(io.BytesIO(tree.read(name))) as archive:
-      arrays = {key: archive[key] for key in archive.files}
-  except TypeError as error:  # of an .npy file np.load gives an array
-    raise UserError(f"{path} is an .npy file; save it with np.savez.") from (
-      error
-    )
-  except Exception as error:  # of many types for a damaged file
-    raise UserError(
-      f"{path} is not a readable .npz file of plain arrays: {error}. Write it "
-      "with np.savez."
-    ) from error
-  images = _first(arrays, ("images", "samples", "arr_0"))
-  if images is None:
-    raise UserError(
-      f"{path} has no array 'images', 'samples' or 'arr_0', but "
-      f"{enumerate_names(set(arrays))}."
-    )
-  images = _to_uint8(path, _channels_last(path, images))
-  labels = _first(arrays, ("labels", "arr_1"))
+  path, arrays = tree.root, _load(tree)
+  images = _channels_last(path, arrays["images"])
+  _check_values(path, images)
+  labels = arrays.get("labels")
   names: tuple[str, ...] = ()
   if labels is None:
     labels = np.full(len(images), NO_LABEL)
@@ -61,14 +51,44 @@ def npz(tree: Files) -> Listing:
         f"{path} has labels up to {labels.max()}, but {len(names)} class_names."
       )
   items = [
-    Item(f"{i:06}", int(label), lambda image=image: image)
+    # One at a time, as floats take four times the memory.
+    Item(f"{i:06}", int(label), functools.partial(_to_uint8, image))
     for i, (image, label) in enumerate(zip(images, labels, strict=True))
   ]
   return Listing({"train": items}, names)
 
 
-def _first(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Any:
-  return next((arrays[name] for name in names if name in arrays), None)
+def _load(tree: Files) -> dict[str, np.ndarray]:
+  """Reads those of ``_ARRAYS`` that are there."""
+  path, (name,) = tree.root, tree.names
+  try:
+    with _opened(tree, name) as file, np.load(file) as archive:
+      known, arrays = archive.files, {}
+      for key, names in _ARRAYS.items():
+        if found := [n for n in names if n in known]:
+          arrays[key] = archive[found[0]]
+  except TypeError as error:  # of an .npy file np.load gives an array
+    raise UserError(f"{path} is an .npy file; save it with np.savez.") from (
+      error
+    )
+  except Exception as error:  # of many types for a damaged file
+    raise UserError(
+      f"{path} is not a readable .npz file of plain arrays: {error}. Write it "
+      "with np.savez."
+    ) from error
+  if "images" not in arrays:
+    raise UserError(
+      f"{path} has no array 'images', 'samples' or 'arr_0', but "
+      f"{enumerate_names(set(known))}."
+    )
+  return arrays
+
+
+def _opened(tree: Files, name: str) -> BinaryIO:
+  # Local files can be large; remote ones are read at once, not back and forth.
+  if is_remote(tree.root):
+    return io.BytesIO(tree.read(name))
+  return open(tree.root, "rb")
 
 
 def _channels_last(path: str, images: np.ndarray) -> np.ndarray:
@@ -84,11 +104,11 @@ def _channels_last(path: str, images: np.ndarray) -> np.ndarray:
   )
 
 
-def _to_uint8(path: str, images: np.ndarray) -> np.ndarray:
+def _check_values(path: str, images: np.ndarray) -> None:
   if not images.size:
     raise UserError(f"{path} has no image.")
   if images.dtype == np.uint8:
-    return images
+    return
   if not np.issubdtype(images.dtype, np.floating):
     raise UserError(
       f"{path}: images must be uint8, or floats in [-1, 1], got {images.dtype}."
@@ -103,7 +123,12 @@ def _to_uint8(path: str, images: np.ndarray) -> np.ndarray:
       f"{path}: float images must lie in [-1, 1], but none is negative ({low:g}"
       f" to {high:g}). If these lie in [0, 1], save 2 * images - 1."
     )
-  return np.round((images.astype(np.float32) + 1) * 127.5).astype(np.uint8)
+
+
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+  if image.dtype == np.uint8:
+    return image
+  return np.round((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
 
 
 def _indices(

@@ -2,12 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
+import zipfile
 
 import numpy as np
 
-from synguide_jax.data import checks, classes, decode, layouts, sources, splits
+from synguide_jax.data import (
+  checks,
+  classes,
+  decode,
+  layouts,
+  roles,
+  sources,
+  splits,
+)
 from synguide_jax.data.collection import Collection
 from synguide_jax.data.pixels import Pixels
 from synguide_jax.data.sources import ImageSet
@@ -66,6 +76,13 @@ class ExperimentData:
       for name, of_runs in self.members.items()
     }
 
+  def checksum(self) -> str:
+    """Identifies the images and their roles, in 12 hexadecimal digits."""
+    digest = hashlib.sha256(self.hashes.tobytes() + self.labels.tobytes())
+    for name, index in sorted(self.indices.items()):
+      digest.update(name.encode() + index.tobytes())
+    return digest.hexdigest()[:12]
+
   def keep(self, file: Path) -> None:
     """Writes who sees which image, or checks that it is as it was.
 
@@ -94,10 +111,15 @@ class ExperimentData:
       np.savez_compressed(partial, **arrays)
       partial.replace(file)
       return
-    with np.load(file) as kept:
-      same = set(kept.files) == set(arrays) and all(
-        np.array_equal(kept[name], array) for name, array in arrays.items()
-      )
+    try:
+      with np.load(file) as kept:
+        same = set(kept.files) == set(arrays) and all(
+          np.array_equal(kept[name], array) for name, array in arrays.items()
+        )
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+      raise UserError(
+        f"Cannot read {file} ({error}). Choose another --workdir, or delete it."
+      ) from error
     if not same:
       raise UserError(
         f"The images are not those that {file.parent} was begun with. Choose "
@@ -127,7 +149,7 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
   if not real.splits["train"].has_labels():
     raise UserError(f"data.real={data.real!r} has no labels.")
   images = Collection(real, data.classes)
-  indices, folds = _split_real(data, real, images)
+  indices, folds, warnings = roles.split_real(data, real, images)
   num_real = len(images.labels)
   synthetic = _open_synthetic(data, real, images)
   of_source = [
@@ -136,7 +158,6 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
   indices["synthetic"] = np.concatenate([np.zeros(0, np.int32), *of_source])
   labels = images.labels
   _check_kinds(data, images)
-  warnings = []
   for (found, *_), index in zip(synthetic, of_source, strict=True):
     if note := _empty_classes(labels[index], images.class_names):
       warnings.append(f"{found.spec} has {note}.")
@@ -144,6 +165,14 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
       warnings.append(f"{found.spec}: {note}")
   hashes = images.column("hashes")
   leaks, notes = _find_duplicates(data, hashes, indices)
+  if data.synthetic_per_class:
+    indices["synthetic"] = splits.at_most(
+      labels,
+      indices["synthetic"],
+      data.synthetic_per_class,
+      seed=data.split_seed,
+    )
+  of_source = [np.intersect1d(i, indices["synthetic"]) for i in of_source]
   if note := _empty_classes(labels[indices["pool"]], images.class_names):
     raise UserError(f"data.real={data.real!r} has {note} to train on.")
   members, tested_by = _members(data, seed, runs, images, indices, folds)
@@ -157,7 +186,9 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
     indices=indices,
     members=members,
     tested_by=tested_by,
-    weights=_weights(num_real, of_source, [w for *_, w in synthetic]),
+    weights=_weights(
+      len(labels), of_source, [weight for *_, weight in synthetic]
+    ),
     provenance={
       "real": real.provenance,
       "synthetic": [found.provenance for found, *_ in synthetic],
@@ -165,55 +196,6 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
     },
     hashes=hashes,
     warnings=(*warnings, *notes),
-  )
-
-
-def _split_real(
-  data: Any, real: ImageSet, images: Collection
-) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-  """Numbers the real images by role: pool, validation, test; and the folds."""
-  names = real.class_names
-  indices = {"pool": images.add(real, "train", names)}
-  labels, groups = images.labels, None
-  if data.groups:
-    groups = splits.read_groups(data.groups, images.column("names"))
-  if data.test_split == "train":
-    raise UserError("data.test_split='train': those images are trained on.")
-  if data.folds and (data.test or data.test_split in real.splits):
-    raise UserError(
-      f"data.folds={data.folds} tests on the training images, but there are "
-      "test images: take data.folds=0, or a set without them and data.test=0."
-    )
-  for role, split in (("test", data.test_split), ("validation", "validation")):
-    count = data[role]
-    # The set's own split, unless it has another role or is not wanted.
-    own = split in real.splits and real.splits[split].has_labels()
-    if (
-      own
-      and not count
-      and not (role == "validation" and split == data.test_split)
-    ):
-      indices[role] = images.add(real, split, names)
-    else:
-      indices["pool"], indices[role] = splits.split_off(
-        labels,
-        indices["pool"],
-        count,
-        seed=data.split_seed,
-        field=f"data.{role}",
-        groups=groups,
-        class_names=images.class_names,
-      )
-  if not data.folds:
-    return indices, []
-  indices["test"] = indices["pool"]
-  return indices, splits.folds(
-    labels,
-    indices["pool"],
-    data.folds,
-    seed=data.split_seed,
-    groups=groups,
-    class_names=images.class_names,
   )
 
 
@@ -231,15 +213,12 @@ def _open_synthetic(
         f"synguide_jax.label --source={spec} --classifier=<workdir> "
         "--output=<folder>."
       )
-    # All of the real set's classes, or just those that are used.
-    known = real.class_names
-    if set(found.class_names) <= set(images.class_names):
-      known = images.class_names
     names = classes.match(
-      known,
+      real.class_names,
       found.class_names,
       by=data.match_classes,
       mapping=data.class_mapping,
+      wanted=images.class_names,
       real_spec=data.real,
       synthetic_spec=spec,
     )
@@ -303,29 +282,51 @@ def _find_duplicates(
       f"data.duplicates={data.duplicates!r} is unknown; known: "
       f"{', '.join(DUPLICATES)}."
     )
-  # With folds every real image is held out from some runs.
-  held_out = np.concatenate([indices["validation"], indices["test"]])
   found, notes = {}, []
-  for role in ("synthetic",) if data.folds else ("pool", "synthetic"):
-    leaks = checks.find_leaks(hashes, held_out, indices[role])
+  for role, held_out in _compared(data, indices):
+    others = indices[role]
+    leaks = checks.find_leaks(hashes, held_out, others)
+    kind = {"pool": "real training"}.get(role, role)
+    whose = "test" if role == "validation" else "validation or test"
+    shared = len(np.unique(hashes[leaks]))
+    note = f"{shared} {whose} images are also among the {kind} images"
+    if role == "pool" and data.folds:
+      leaks = np.union1d(leaks, others[_is_repeated(hashes[others])])
+      note = f"{len(leaks)} real images are copies of others"
     found[role] = len(leaks)
     if not len(leaks):
       continue
-    shared = len(np.unique(hashes[leaks]))
-    kind = {"pool": "real training", "synthetic": "synthetic"}[role]
-    note = (
-      f"{shared} validation or test images are also among the {kind} images"
-    )
     if data.duplicates == "error":
       raise UserError(
         f"{note} ({len(leaks)} of them). data.duplicates='drop' leaves those "
         "out."
       )
     if data.duplicates == "drop":
-      indices[role] = np.setdiff1d(indices[role], leaks)
+      indices[role] = np.setdiff1d(others, leaks)
       note = f"Left out {len(leaks)} {kind} images: {note}"
     notes.append(f"{note}.")
   return found, notes
+
+
+def _compared(
+  data: Any, indices: Mapping[str, np.ndarray]
+) -> list[tuple[str, np.ndarray]]:
+  """Which images, by role, must not be among which held-out ones."""
+  held_out = np.concatenate([indices["validation"], indices["test"]])
+  # With folds every real image is tested on, and trained on by other runs.
+  against = indices["validation"] if data.folds else held_out
+  return [
+    ("validation", indices["test"]),
+    ("pool", against),
+    ("synthetic", held_out),
+  ]
+
+
+def _is_repeated(hashes: np.ndarray) -> np.ndarray:
+  """Which hashes are not the first of their value."""
+  repeated = np.ones(len(hashes), bool)
+  repeated[np.unique(hashes, return_index=True)[1]] = False
+  return repeated
 
 
 def _members(
@@ -361,7 +362,7 @@ def _members(
 
 
 def _weights(
-  num_real: int,
+  count: int,
   of_source: Sequence[np.ndarray],
   weights: Sequence[float | None],
 ) -> np.ndarray | None:
@@ -370,8 +371,7 @@ def _weights(
     return None
   share = np.asarray(weights) / np.sum(weights)
   total = sum(map(len, of_source))
-  of_image = [
-    np.full(len(index), part * total / len(index))
-    for part, index in zip(share, of_source, strict=True)
-  ]
-  return np.concatenate([np.ones(num_real), *of_image])
+  of_image = np.ones(count)
+  for part, index in zip(share, of_source, strict=True):
+    of_image[index] = part * total / len(index)
+  return of_image

@@ -5,10 +5,13 @@ Archives are read where they are; nothing is unpacked.
 
 import abc
 import bz2
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import gzip
 import hashlib
+import itertools
 import json
 import lzma
 import os
@@ -20,13 +23,15 @@ import stat
 import tarfile
 import tempfile
 import threading
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 import zipfile
 
 from etils import epath
 
 from synguide_jax import cache
 from synguide_jax.errors import UserError
+
+T, R = TypeVar("T"), TypeVar("R")
 
 _UNPACK = {
   ".tar": open,
@@ -38,6 +43,8 @@ _UNPACK = {
 ARCHIVES = (".zip", *_UNPACK)
 # What some archivers and file managers leave.
 _CLUTTER = ("__MACOSX", "Thumbs.db", "desktop.ini")
+_CHUNK = 2**20  # bytes
+_REMOTE_THREADS = 32  # which wait for a network, most of the time
 
 
 def natural(name: str) -> tuple[Any, ...]:
@@ -106,11 +113,15 @@ class Files(abc.ABC):
   def checksum(self) -> str:
     """Identifies names and contents, in 12 hexadecimal digits."""
     digest = hashlib.sha256("\0".join([*self.folders, ""]).encode())
-    for name in self.names:
-      content = self.read(name)
+    contents = self._contents()
+    for name, content in zip(self.names, contents, strict=True):
       digest.update(f"{name}\0{len(content)}\0".encode())
       digest.update(content)
     return digest.hexdigest()[:12]
+
+  def _contents(self) -> Iterator[bytes]:
+    """Yields the content of every file."""
+    return map(self.read, self.names)
 
   def marks(self) -> list[tuple[str, int, int]]:
     """Name, size and mark of all files; not the same once one changed."""
@@ -158,20 +169,40 @@ class _RemoteFolder(Files):
   """A folder on gs:// or the like, through epath."""
 
   def _list(self, folders: set[str]) -> Iterator[tuple[str, int, int]]:
-    pending = [("", epath.Path(self.root))]
-    while pending:
-      below, folder = pending.pop()
-      for path in folder.iterdir():
-        name = f"{below}{path.name}"
-        status = path.stat()
+    level = [("", epath.Path(self.root))]
+    while level:
+      listed = _in_threads(
+        lambda at: [(f"{at[0]}{path.name}", path) for path in at[1].iterdir()],
+        level,
+      )
+      level = []
+      for name, path, status in _in_threads(
+        lambda entry: (*entry, entry[1].stat()),
+        itertools.chain.from_iterable(listed),
+      ):
         if status.is_directory:
           folders.add(name)
-          pending.append((f"{name}/", path))
+          level.append((f"{name}/", path))
         else:
           yield name, status.length, int(status.mtime)
 
   def read(self, name: str) -> bytes:
     return (epath.Path(self.root) / name).read_bytes()
+
+  def _contents(self) -> Iterator[bytes]:
+    return _in_threads(self.read, self.names)
+
+
+def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+  """Yields ``function(item)`` in order; takes only a few items ahead."""
+  with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
+    pending = deque()
+    for item in items:
+      pending.append(pool.submit(function, item))
+      if len(pending) > 2 * _REMOTE_THREADS:
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
 
 
 class _File(Files):
@@ -183,6 +214,15 @@ class _File(Files):
   def read(self, name: str) -> bytes:
     with _readable(self.root):
       return epath.Path(self.root).read_bytes()
+
+  def checksum(self) -> str:
+    # As of a folder with this file, but never all of it in memory.
+    (name,) = self.names
+    digest = hashlib.sha256(f"{name}\0{self._marks[name][0]}\0".encode())
+    with _readable(self.root), epath.Path(self.root).open("rb") as file:
+      while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()[:12]
 
 
 class _Archive(Files):

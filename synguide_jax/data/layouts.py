@@ -46,11 +46,13 @@ class Listing:
     splits: The images of each split, in order.
     class_names: In label order; empty where no image has a label.
     other_files: Number of files that are no images.
+    unlisted: Number of images that a table of labels leaves out.
   """
 
   splits: Mapping[str, Sequence[Item]]
   class_names: tuple[str, ...]
   other_files: int = 0
+  unlisted: int = 0
 
 
 def enumerate_names(names: Collection[str]) -> str:
@@ -71,7 +73,8 @@ def folder(tree: Files) -> Listing:
   images without folders, which have no label.
 
   Raises:
-    UserError: none of these, an empty class, or images deeper down.
+    UserError: none of these, an empty class, images deeper down, or splits
+      without class folders.
   """
   images = [n for n in tree.names if n.lower().endswith(EXTENSIONS)]
   top = [f for f in tree.folders if "/" not in f]
@@ -90,14 +93,25 @@ def folder(tree: Files) -> Listing:
   if wrapping and top[0] not in _SPLITS and not _flat(tree, top[0]):
     base = wrapping
     top = [f for f in tree.folders if f.startswith(base) and f.count("/") == 1]
-  roots = {"train": base}
-  # A class may be called "train", too; it holds no folders then.
+  return _class_folders(tree, images, _split_roots(tree, base, top))
+
+
+def _split_roots(tree: Files, base: str, top: Sequence[str]) -> dict[str, str]:
+  """Where the class folders of each split are."""
   names = [f.removeprefix(base) for f in top]
-  if all(n in _SPLITS and not _flat(tree, f) for n, f in zip(names, top)):  # noqa: B905
-    roots = {_SPLITS[n]: f"{f}/" for n, f in zip(names, top, strict=True)}
-    if len(roots) < len(top):
-      raise UserError(f"{tree.root}: has both val and validation.")
-  return _class_folders(tree, images, roots)
+  flat = [f for f in top if _flat(tree, f)]
+  # A class may be called "train", too: beside others, or alone.
+  if not all(name in _SPLITS for name in names) or len(flat) == len(top) == 1:
+    return {"train": base}
+  if flat:
+    raise UserError(
+      f"{tree.root}: no class folders in {enumerate_names(flat)}; images are "
+      "expected as <split>/<class>/<image>, or with a table of labels."
+    )
+  roots = {_SPLITS[n]: f"{f}/" for n, f in zip(names, top, strict=True)}
+  if len(roots) < len(top):
+    raise UserError(f"{tree.root}: has both val and validation.")
+  return roots
 
 
 def _unlabelled(tree: Files, images: Sequence[str]) -> Listing:
@@ -243,7 +257,10 @@ def _from_tables(
         raise UserError(f"{where} lacks a file or a label.")
       name = f"{below}{row[column]}"
       if name not in known:
-        raise UserError(f"{where} names {name}, which is not there.")
+        fault = "not there"
+        if name in tree.names:
+          fault = f"no image (known: {', '.join(EXTENSIONS)})"
+        raise UserError(f"{where} names {name}, which is {fault}.")
       if name in seen:
         raise UserError(f"{where} names {name} a second time.")
       seen.add(name)
@@ -258,7 +275,8 @@ def _from_tables(
   for split, name, label in sorted(rows_of, key=lambda row: natural(row[1])):
     item = _item(tree, name, class_names.index(label))
     splits.setdefault(split, []).append(item)
-  return Listing(splits, class_names, len(tree.names) - len(seen))
+  other = len(tree.names) - len(images)
+  return Listing(splits, class_names, other, len(images) - len(seen))
 
 
 def stylegan(tree: Files) -> Listing:

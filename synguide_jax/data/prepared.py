@@ -27,7 +27,7 @@ from synguide_jax.data.tfds_sets import import_tensorflow
 from synguide_jax.errors import UserError
 
 # Of the stored layout. What a set contains is told apart by its fingerprint.
-_VERSION = "2.0.0"
+_VERSION = "2.1.0"
 _PROVENANCE = "provenance.json"
 
 
@@ -40,12 +40,15 @@ class Example(NamedTuple):
     label: Index of its class; -1: none.
     name: What its file is called, for messages and groups.
     confidence: Of the labeler; NaN: none.
+    original: Of the file that ``image`` was converted from, whose format and
+      quantisation the index keeps; None: it is that file.
   """
 
   image: Any
   label: int
   name: str = ""
   confidence: float = math.nan
+  original: decode.Facts | None = None
 
 
 def prepare(
@@ -241,7 +244,12 @@ class _Writer:
       label = int(example.label)
       self._checksum.update(image.facts.hash.to_bytes(8))
       self._checksum.update(label.to_bytes(4, signed=True))
-      index.add(example.name, label, image.facts, example.confidence)
+      facts = image.facts
+      if (original := example.original) is not None:
+        facts = facts._replace(
+          format=original.format, quantization=original.quantization
+        )
+      index.add(example.name, label, facts, example.confidence)
       yield (
         count,
         {

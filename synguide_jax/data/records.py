@@ -14,6 +14,7 @@ from typing import Any
 
 import filelock
 import numpy as np
+import tqdm
 
 from synguide_jax import cache
 from synguide_jax.data import decode, files
@@ -176,13 +177,22 @@ class Records:
       except ValueError as error:
         return record, str(error)
 
-    for number, (record, facts) in enumerate(
-      decode.in_threads(look, self._records())
-    ):
+    # Seen on terminals only.
+    progress = tqdm.tqdm(
+      decode.in_threads(look, self._records()),
+      desc=f"Reading {builder(self.folder).info.full_name}, {self.split}",
+      total=len(self),
+      unit=" images",
+      disable=None,
+      leave=False,
+    )
+    for number, (record, facts) in enumerate(progress):
       name = f"{self.split}[{number}]"
       for feature in _NAME_FEATURES:
         if isinstance(found := record.get(feature), (bytes, str)):
-          name = found.decode() if isinstance(found, bytes) else found
+          # Text is whatever bytes its author stored.
+          is_bytes = isinstance(found, bytes)
+          name = found.decode(errors="replace") if is_bytes else found
           break
       if isinstance(facts, str):
         damaged.append(f"{name} ({facts})")

@@ -183,6 +183,10 @@ def _open_stylegan(spec: str, path: str, skip_damaged: bool) -> ImageSet:
 @_scheme("prepared:<path>")
 def _open_prepared(spec: str, path: str, skip_damaged: bool) -> ImageSet:
   del skip_damaged
+  if files.is_remote(path):
+    raise UserError(
+      f"{spec}: a prepared set must be in a local folder; copy it to one first."
+    )
   return _prepared_set(spec, Path(files.expand(path)))
 
 
@@ -257,6 +261,7 @@ def _prepare(
         "spec": spec,
         "origin": origin,
         "other_files": listing.other_files,
+        "unlisted": listing.unlisted,
       },
       drop_constant=True,
       skip_damaged=skip_damaged,

@@ -18,6 +18,7 @@ from synguide_jax.errors import UserError
 
 # Keeps these draws apart from those of the feed.
 _SHOTS = 1
+_AT_MOST = 3
 
 
 def split_off(
@@ -273,6 +274,30 @@ def _groups_of_csv(path: str) -> Callable[[str], object]:
 
 
 _GROUP_READERS = {"pattern": _groups_of_pattern, "csv": _groups_of_csv}
+
+
+def at_most(
+  labels: np.ndarray, pool: np.ndarray, per_class: int, *, seed: int
+) -> np.ndarray:
+  """Draws images, the same number of every class that has so many.
+
+  Args:
+    labels: Label of every image.
+    pool: Indices to draw from.
+    per_class: Images a class; of a class with fewer, all.
+    seed: Seed of the draw; not that of a run.
+
+  Returns:
+    Sorted indices.
+  """
+  rng = np.random.Generator(
+    np.random.Philox(np.random.SeedSequence((_AT_MOST, seed)))
+  )
+  shuffled = rng.permutation(pool)
+  drawn = [
+    shuffled[labels[shuffled] == c][:per_class] for c in np.unique(labels[pool])
+  ]
+  return np.sort(np.concatenate([pool[:0], *drawn]))
 
 
 def draw_shots(

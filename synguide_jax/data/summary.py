@@ -10,7 +10,7 @@ from synguide_jax.data.records import Index
 from synguide_jax.data.sources import ImageSet
 
 _FIRST = ("train", "validation", "test")
-_MAX_CLASSES = 20  # rows of a table; of more classes, only the extremes
+_MAX_CLASSES = 20  # of more, the extremes are shown besides
 _NAMED = 5
 
 
@@ -78,6 +78,7 @@ def _treatment(provenance: Mapping[str, Any]) -> dict[str, str]:
     left_out = {
       "of a single colour": provenance["constant"],
       "damaged": provenance["skipped"],
+      "not in the table of labels": provenance.get("unlisted", 0),
     }
     lines["converted"] = _counts(provenance["converted"])
     lines["left out"] = _counts({k: n for k, n in left_out.items() if n})
@@ -122,7 +123,7 @@ def _num_with_several(content: np.ndarray, values: np.ndarray) -> int:
 def _classes(
   class_names: Sequence[str], indices: Mapping[str, Index]
 ) -> list[str]:
-  """Images by class and split; of many classes, the extremes."""
+  """Images by class and split; of many classes, first the extremes."""
   labels = {name: index.labels for name, index in indices.items()}
   if all((of_split < 0).all() for of_split in labels.values()):
     return ["  classes: the images have no labels"]
@@ -130,8 +131,9 @@ def _classes(
     name: np.bincount(of_split[of_split >= 0], minlength=len(class_names))
     for name, of_split in labels.items()
   }
+  table = _table(class_names, counts)
   if len(class_names) <= _MAX_CLASSES:
-    return [f"  classes: {len(class_names)}", *_table(class_names, counts)]
+    return [f"  classes: {len(class_names)}", *table]
   lines = [
     f"  classes: {len(class_names):,}; images of a class (smallest / median / "
     "largest)"
@@ -140,7 +142,7 @@ def _classes(
     fewest = np.argsort(of_split, kind="stable")[:_NAMED]
     listed = ", ".join(f"{class_names[c]} {of_split[c]:,}" for c in fewest)
     lines.append(f"    {name} {_extremes(of_split)}; fewest: {listed}")
-  return lines
+  return [*lines, *table]
 
 
 def _table(

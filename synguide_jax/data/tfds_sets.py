@@ -11,8 +11,8 @@ import warnings
 from etils import epath
 import filelock
 
-from synguide_jax.cache import cache_dir
-from synguide_jax.data import records
+from synguide_jax.cache import cache_dir, fingerprint
+from synguide_jax.data import files, records
 from synguide_jax.errors import UserError
 
 
@@ -21,7 +21,8 @@ def find_or_prepare(name: str) -> Path:
 
   The set is looked for in ``$TFDS_DATA_DIR`` (``~/tensorflow_datasets``) and is
   prepared there as array_record. If it is there in another format, which tfds
-  does not mix, the array_record copy goes to the cache folder instead.
+  does not mix, the array_record copy goes to the cache folder instead. What a
+  killed preparation left of the set is removed by the next.
 
   Args:
     name: As tfds spells it: ``name[/config][:version]``.
@@ -30,16 +31,21 @@ def find_or_prepare(name: str) -> Path:
     UserError: tfds does not know the set, or could not prepare it.
   """
   theirs = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  theirs, ours = epath.Path(theirs).expanduser(), cache_dir() / "tfds"
+  theirs, ours = epath.Path(files.expand(theirs)), cache_dir() / "tfds"
   if folder := _find(name, theirs) or _find(name, ours):
     return folder
+  builder = _builder(name, theirs)
+  if builder.is_prepared():
+    builder = _builder(name, ours)
+  # A set has several spellings, with and without a version, but one folder.
+  folder = epath.Path(builder.data_dir)
   ours.mkdir(parents=True, exist_ok=True)
-  with filelock.FileLock(ours / (re.sub(r"\W+", "_", name) + ".lock")):
-    if folder := _find(name, theirs) or _find(name, ours):
-      return folder
-    builder = _builder(name, theirs)
-    if builder.is_prepared():
-      builder = _builder(name, ours)
+  lock = fingerprint({"folder": str(folder)})
+  with filelock.FileLock(ours / f"{lock}.lock"):
+    if found := _find(name, theirs) or _find(name, ours):
+      return found
+    if not files.is_remote(str(folder)):  # others may be writing there
+      _remove_leftovers(folder)
     import_tensorflow(name)
     try:
       builder.download_and_prepare(
@@ -47,7 +53,13 @@ def find_or_prepare(name: str) -> Path:
       )
     except Exception as e:  # network, checksum, manual download, disk, ...
       raise UserError(f"tfds could not prepare {name!r}: {e}") from e
-  return epath.Path(builder.data_dir)
+  return folder
+
+
+def _remove_leftovers(folder: Path) -> None:
+  # tfds writes to incomplete.<random>_<version> and renames it in the end.
+  for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):
+    leftover.rmtree()
 
 
 def _builder(name: str, data_dir: Path) -> Any:

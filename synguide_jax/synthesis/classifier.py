@@ -16,6 +16,8 @@ import safetensors
 import tqdm
 
 from synguide_jax import mesh as mesh_lib
+from synguide_jax import workdir
+from synguide_jax.data import files
 from synguide_jax.data.augment import Augmentation
 from synguide_jax.data.pixels import Pixels
 from synguide_jax.data.records import Records
@@ -53,6 +55,28 @@ class Classifier:
     return found.hexdigest()
 
 
+def from_workdir(
+  folder: Path, results: Mapping[str, Any], run: int, network: Pretrained
+) -> Classifier:
+  """Returns the classifier that a run of a finished experiment trained.
+
+  Images are read as they were for training.
+
+  Args:
+    folder: The experiment's workdir.
+    results: The contents of its results.json.
+    run: Number of the run.
+    network: What that run trained.
+  """
+  data = workdir.config(folder).data
+  return Classifier(
+    network,
+    tuple(results["data"]["class_names"]),
+    data.store_size or data.image_size,
+    {"workdir": str(folder), "run": run},
+  )
+
+
 def from_weights(spec: str) -> Classifier:
   """Loads a classifier whose checkpoint names its classes.
 
@@ -67,6 +91,15 @@ def from_weights(spec: str) -> Classifier:
   Raises:
     UserError: there is no such checkpoint, or it does not name its classes.
   """
+  if files.is_remote(spec):
+    raise UserError(
+      f"classifier={spec!r} is not a local folder or file; copy it here first."
+    )
+  if (Path(spec).expanduser() / "checkpoints").exists():
+    raise UserError(
+      f"classifier={spec!r} is a workdir that is not finished; there is no "
+      "results.json."
+    )
   network = load_pretrained(spec)
   names = _class_names(spec)
   outputs = network.model.options["num_classes"]

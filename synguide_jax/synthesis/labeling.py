@@ -24,11 +24,12 @@ import filelock
 import numpy as np
 
 from synguide_jax import cache, workdir
-from synguide_jax.data import classes, prepared, sources
+from synguide_jax.data import classes, decode, files, prepared
 from synguide_jax.data.layouts import enumerate_names, NO_LABEL
-from synguide_jax.data.records import Records
+from synguide_jax.data.records import Index, Records
 from synguide_jax.data.sources import ImageSet
 from synguide_jax.errors import UserError
+from synguide_jax.synthesis.balance import real_counts
 from synguide_jax.synthesis.classifier import Classifier, predict, Predictions
 from synguide_jax.synthesis.selection import (
   balanced_counts,
@@ -63,12 +64,18 @@ class Report:
 
 
 def label(
-  source: ImageSet, classifier: Classifier, output: Path, rules: Rules
+  source: ImageSet,
+  classifier: Classifier,
+  output: Path | str,
+  rules: Rules,
+  *,
+  skip_damaged: bool = False,
 ) -> Report:
   """Labels and filters a set, and writes what is left as ``prepared:<output>``.
 
-  The images' files and names stay as they are; the confidence is added. The
-  folder is there as a whole or not at all.
+  The images' files and names stay as they are, and what is known of the files
+  they once came in; the confidence is added. The folder is there as a whole or
+  not at all.
 
   Args:
     source: The set, with labels or without.
@@ -76,23 +83,35 @@ def label(
     output: A folder to be made. If it holds what would be written, nothing is
       done again.
     rules: See :class:`Rules`.
+    skip_damaged: As for the source, should ``rules.balance_with`` be a spec.
 
   Returns:
     A :class:`Report`.
 
   Raises:
     UserError: a rule is out of range or needs labels that the set does not
-      have, classes do not match, nothing is left, or the folder holds anything
-      else.
+      have, classes do not match, nothing is left, or the folder is remote or
+      holds anything else.
   """
+  if files.is_remote(str(output)):
+    raise UserError(f"output={str(output)!r} must be a local folder.")
+  output = Path(output).expanduser()
   rules.check()
+  rules = rules.resolved()
   records = _choose_split(source, rules.split)
   own = _own_labels(source, records, classifier, rules)
-  real = _real_counts(classifier, rules)
+  real = None
+  if rules.balance_with:
+    real = real_counts(
+      rules.balance_with, classifier.class_names, skip_damaged=skip_damaged
+    )
   settings = _settings(source, records, classifier, rules, real)
   if (found := _finished(output, settings)) is not None:
     return Report(output, found, new=False)
   with _alone(output) as partial:
+    # Somebody may have made it since.
+    if (found := _finished(output, settings)) is not None:
+      return Report(output, found, new=False)
     given = np.full_like(own, NO_LABEL) if rules.relabel else own
     predictions = predict(classifier, records, given)
     fates = select(predictions, own, rules)
@@ -102,22 +121,14 @@ def label(
     counts = count(fates, predictions, classifier.class_names)
     report = Report(output, counts, new=True)
     _check_left(source, report)
-    # tfds wants folders of these names while it writes, but not to read.
-    name = "labeled_" + re.sub(r"\W+", "_", output.name, flags=re.ASCII).lower()
-    mark = cache.fingerprint(settings)
-    folder = partial.joinpath(*prepared.folder_of(name, mark).parts[-3:])
-    prepared.write(
-      folder,
-      _examples(records, predictions, np.flatnonzero(fates == KEPT)),
-      classifier.class_names,
-      provenance={
-        "spec": f"prepared:{output}",
-        "labeling": settings,
-        "classes": counts,
-        "source": source.provenance,
-      },
-    )
-    folder.rename(output)
+    examples = _examples(records, predictions, np.flatnonzero(fates == KEPT))
+    provenance = {
+      "spec": f"prepared:{output}",
+      "labeling": settings,
+      "classes": counts,
+      "source": source.provenance,
+    }
+    _write(output, partial, examples, classifier.class_names, provenance)
   return report
 
 
@@ -173,52 +184,21 @@ def _own_labels(
     )
   if (labels < 0).all() or (rules.relabel and not rules.agree):
     return np.full_like(labels, NO_LABEL)
-  new = _match(
-    classifier,
-    source.spec,
-    records.class_names,
-    by=rules.match_classes,
-    mapping=rules.class_mapping,
-  )
-  return np.where(labels < 0, NO_LABEL, new[labels]).astype(np.int32)
-
-
-def _match(
-  classifier: Classifier, spec: str, names: Sequence[str], **options: Any
-) -> np.ndarray:
-  """Returns the classifier's number of each class of a set, ``[K]``."""
   try:
-    known = classes.match(
+    names = classes.match(
       classifier.class_names,
-      names,
+      records.class_names,
+      by=rules.match_classes,
+      mapping=rules.class_mapping,
       real_spec="classifier",
-      synthetic_spec=spec,
-      **options,
+      synthetic_spec=source.spec,
     )
   except UserError as error:
-    if not options:
-      raise
     raise UserError(
       f"{error} Here these are called class_mapping and match_classes."
     ) from error
-  return np.array([classifier.class_names.index(name) for name in known])
-
-
-def _real_counts(classifier: Classifier, rules: Rules) -> np.ndarray | None:
-  """Images by class of the split "train" of the set to balance with."""
-  if not rules.balance_with:
-    return None
-  real = sources.open_set(rules.balance_with)
-  if (
-    "train" not in real.splits or (real.splits["train"].index.labels < 0).any()
-  ):
-    raise UserError(
-      f"balance_with={rules.balance_with!r} has no split 'train' whose images "
-      "all have labels."
-    )
-  new = _match(classifier, real.spec, real.class_names)
-  labels = new[real.splits["train"].index.labels]
-  return np.bincount(labels, minlength=len(classifier.class_names))
+  new = np.array([classifier.class_names.index(name) for name in names])
+  return np.where(labels < 0, NO_LABEL, new[labels]).astype(np.int32)
 
 
 def _limits(
@@ -324,43 +304,73 @@ def _examples(
   records: Records, predictions: Predictions, rows: np.ndarray
 ) -> Iterator[prepared.Example]:
   """Yields the chosen images as they are stored, with their new labels."""
-  names = records.index.names
+  index = records.index
   for start in range(0, len(rows), _BLOCK):
     block = rows[start : start + _BLOCK]
     for row, image in zip(block, records.encoded(block), strict=True):
       yield prepared.Example(
         image,
         int(predictions.labels[row]),
-        str(names[row]),
+        str(index.names[row]),
         float(predictions.confidences[row]),
+        _facts(index, row),
       )
+
+
+def _facts(index: Index, row: int) -> decode.Facts:
+  return decode.Facts(
+    hash=int(index.hashes[row]),
+    format=str(index.formats[row]),
+    width=int(index.widths[row]),
+    height=int(index.heights[row]),
+    grey=bool(index.grey[row]),
+    quantization=float(index.quantization[row]),
+  )
+
+
+def _write(
+  output: Path,
+  partial: Path,
+  examples: Iterator[prepared.Example],
+  class_names: Sequence[str],
+  provenance: Mapping[str, Any],
+) -> None:
+  """Writes a set in ``partial`` and moves it to ``output``."""
+  # tfds wants folders of these names while it writes, but not to read.
+  name = "labeled_" + re.sub(r"\W+", "_", output.name, flags=re.ASCII).lower()
+  mark = cache.fingerprint(provenance["labeling"])
+  folder = partial.joinpath(*prepared.folder_of(name, mark).parts[-3:])
+  prepared.write(folder, examples, class_names, provenance=provenance)
+  folder.rename(output)
 
 
 @contextlib.contextmanager
 def _alone(output: Path) -> Iterator[Path]:
   """Gives an empty folder beside ``output`` that is gone afterwards.
 
-  What a killed process left there is removed; one that runs is an error.
+  What a killed process left there is removed; one that runs is an error. The
+  lock stays beside it, since one that is deleted could be held twice.
   """
   # Absolute, since "." has no name.
   output = output.absolute()
   partial = output.with_name(f".{output.name}.partial")
-  lock = filelock.FileLock(partial / "lock", timeout=0)
+  lock = filelock.FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
   try:
-    partial.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
     lock.acquire()
+    if partial.exists():
+      shutil.rmtree(partial)
+    partial.mkdir()
   except filelock.Timeout as error:
     raise UserError(
       f"Another process is writing output={output}; wait for it."
     ) from error
   except OSError as error:
+    lock.release()
     raise UserError(
       f"Cannot write output={output}: {error}. Choose another."
     ) from error
   try:
-    for left in partial.iterdir():
-      if left.name != "lock":
-        shutil.rmtree(left)
     yield partial
   finally:
     shutil.rmtree(partial)

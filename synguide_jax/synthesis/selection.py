@@ -30,13 +30,15 @@ class Rules:
     class_mapping: Likewise.
     relabel: Whether the most probable class replaces the label of those that
       have one.
-    threshold: The largest probability must be above this one; 0: keep all.
+    threshold: The largest probability must be above this one; 0: keep all;
+      None: 0.8, or 0 where the loss is limited, which then decides alone.
     agree: Whether the most probable class must be the image's own label.
     min_loss: Smallest cross entropy of the label, nats.
     max_loss: Largest cross entropy of the label, nats; None: any.
     per_class: Number of images of a class, at most; None: all.
-    balance_with: Spec of a real set: with its images of the split "train", all
-      classes are to have the same number of images, as many as can be had.
+    balance_with: Real images, with which all classes are to have the same
+      number of images, as many as can be had: a workdir, for those that its run
+      0 trains on; or a spec, for all of the set's split "train".
     seed: Of the draw.
   """
 
@@ -44,7 +46,7 @@ class Rules:
   match_classes: str = "name"
   class_mapping: Sequence[str] = ()
   relabel: bool = False
-  threshold: float = 0.8
+  threshold: float | None = None
   agree: bool = False
   min_loss: float = 0.0
   max_loss: float | None = None
@@ -52,9 +54,16 @@ class Rules:
   balance_with: str | None = None
   seed: int = 0
 
+  def resolved(self) -> "Rules":
+    """Returns the same rules with the threshold that holds."""
+    if self.threshold is not None:
+      return self
+    by_loss = self.min_loss > 0 or self.max_loss is not None
+    return dataclasses.replace(self, threshold=0.0 if by_loss else 0.8)
+
   def check(self) -> None:
     """Raises UserError for a value out of range."""
-    if not 0 <= self.threshold < 1:
+    if self.threshold is not None and not 0 <= self.threshold < 1:
       raise UserError(
         f"threshold={self.threshold} must be a probability, at least 0 (keep "
         "all) and below 1."
@@ -90,7 +99,7 @@ def select(
     What becomes of each, indices into ``FATES``, int8 ``[N]``; where several
     filters would drop an image, the first of them.
   """
-  losses = predictions.losses
+  losses, rules = predictions.losses, rules.resolved()
   # In float32 on both sides: a probability of 0.8 is not above 0.8.
   kept = {CONFIDENCE: predictions.confidences > np.float32(rules.threshold)}
   if rules.agree:

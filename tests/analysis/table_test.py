@@ -265,6 +265,8 @@ def test_differences_are_in_the_metric_that_selects():
   )
   difference = rows["guided"]["difference"]["aug"]["mean"]
   assert difference == pytest.approx(2.5 * POINT / 2)
+  tables = table.gather([Path(row["workdir"]) for row in rows.values()])
+  assert "| vs aug (paired, balanced) |" in table.markdown(tables)
 
 
 def test_images_in_memory_and_streamed_are_one_table():
@@ -276,12 +278,9 @@ def test_images_in_memory_and_streamed_are_one_table():
 
 
 def test_several_sources_in_a_title():
-  folder = _write("aug", [0.5], method="aug")
-  results = workdir.results(folder)
-  results["config"]["data"]["synthetic"] = ["npz:a@2.0", "npz:b@1.0"]
-  workdir.write_json(folder / "results.json", results)
-  (only,) = table.gather([folder])
-  assert only["title"] == "digits with npz:a@2.0 + npz:b@1.0"
+  both = "('npz:a@2', 'npz:b@0.5')"
+  (only,) = table.gather([_write("aug", [0.5], data__synthetic=both)])
+  assert only["title"] == "digits with 2 npz:a + 0.5 npz:b"
 
 
 def _bars(line):

@@ -40,6 +40,22 @@ def test_webp_is_kept_as_png():
   np.testing.assert_array_equal(decode.decode(found.encoded, 8, 3), image)
 
 
+def test_photos_of_phones_are_kept_as_jpeg():
+  further = Image.fromarray(pixels(16, 16))
+  encoded = encode(
+    pixels(), "mpo", save_all=True, append_images=[further], quality=75
+  )
+  with Image.open(io.BytesIO(encoded)) as im:
+    assert im.format == "MPO" and im.n_frames == 2
+    first = np.asarray(im)
+  found = decode.canonical(encoded)
+  assert found.encoded == encoded and found.remarks == ()
+  assert found.facts.format == "JPEG"
+  plain = decode.canonical(encode(pixels(), "jpg", quality=75))
+  assert found.facts.quantization == plain.facts.quantization > 0
+  np.testing.assert_array_equal(decode.decode(encoded, 8, 3), first)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_arrays(channels):
   image = pixels(5, 7, channels)

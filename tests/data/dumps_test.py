@@ -1,6 +1,7 @@
 """Dumps of arrays are read as they are meant, or refused."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -49,6 +50,28 @@ def test_npz(tmp_path, name, images):
   else:
     np.testing.assert_array_equal(read, _IMAGES)
   assert labels == [-1] * 4
+
+
+def test_other_arrays_are_not_read(tmp_path):
+  others = {"arr_1": _LABELS, "latents": np.array([print], object)}
+  listing = dumps.npz(_npz(tmp_path, images=_IMAGES, labels=_LABELS, **others))
+  read, labels = _arrays(listing)
+  np.testing.assert_array_equal(read, _IMAGES)
+  assert labels == _LABELS.tolist()
+
+
+def test_floats_are_converted_one_at_a_time(tmp_path):
+  floats = np.zeros((100, 64, 64, 3), np.float32)
+  floats[0, 0, 0] = -1
+  tree = _npz(tmp_path, images=floats)
+  tracemalloc.start()
+  try:
+    items = dumps.npz(tree).splits["train"]
+    assert sum(int(item.read().max()) for item in items) == 12_800
+    _, most = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert most < 1.2 * floats.nbytes
 
 
 def test_npz_grey(tmp_path):

@@ -1,6 +1,7 @@
 """Who sees which image: from a config's data section to indices."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -113,6 +114,8 @@ def test_official_splits(tmp_path):
   data = _load(real=f"folder:{tmp_path}", test_split="validation")
   assert data.describe()["test"] == 4
   assert data.describe()["validation"] == 0
+  with pytest.raises(UserError, match="'tset': .* only the splits 'test', 't"):
+    _load(real=f"folder:{tmp_path}", test_split="tset")
   with pytest.raises(UserError, match="data.test_split='train': those images"):
     _load(real=f"folder:{tmp_path}", test_split="train")
   # A number takes images from the training split instead.
@@ -130,6 +133,14 @@ def test_class_subsets(real, synthetic):
   np.testing.assert_array_equal(
     data.pixels.read(np.flatnonzero(data.labels == 0)), owls
   )
+  # By index, the n-th is the n-th of all real classes.
+  by_index = _load(
+    real=real,
+    synthetic=synthetic,
+    classes=("owl", "cat"),
+    match_classes="index",
+  )
+  np.testing.assert_array_equal(by_index.labels, data.labels)
   with pytest.raises(UserError, match="data.classes: .* no class 'fox'; it ha"):
     _load(real=real, classes=("fox",))
 
@@ -141,6 +152,10 @@ def test_classes_are_matched(real, tmp_path):
   mapping = ("hibou=owl", "chat=cat")
   data = _load(real=real, synthetic=spec, class_mapping=mapping)
   assert data.class_counts()["synthetic"] == (3, 4, 2)
+  few = _load(
+    real=real, synthetic=spec, class_mapping=mapping, classes=("owl", "cat")
+  )
+  assert few.class_counts()["synthetic"] == (2, 3)
   # In the order of names: chat, dog, hibou.
   data = _load(real=real, synthetic=spec, match_classes="index")
   assert data.class_counts()["synthetic"] == (3, 4, 2)
@@ -211,11 +226,15 @@ def _with_copies(real, tmp_path, count):
   return spec
 
 
-def test_duplicates(real, tmp_path):
+def test_duplicates(real, tmp_path, tmp_path_factory):
   spec = _with_copies(real, tmp_path, 12)
   options = dict(real=real, synthetic=spec, test=9)
   data = _load(**options)
-  assert data.provenance["duplicates"] == {"pool": 0, "synthetic": 4}
+  assert data.provenance["duplicates"] == {
+    "validation": 0,
+    "pool": 0,
+    "synthetic": 4,
+  }
   note = "4 validation or test images are also among the synthetic images."
   assert data.warnings == (note,)
   assert len(data.indices["synthetic"]) == 21
@@ -234,6 +253,67 @@ def test_duplicates(real, tmp_path):
   assert len(folds.indices["synthetic"]) == 9
   with pytest.raises(UserError, match="data.duplicates='hide' is unknown"):
     _load(**options, duplicates="hide")
+  # Sources keep their shares.
+  root = tmp_path_factory.mktemp("other")
+  other = _folder(root, dict.fromkeys(CLASSES, 1))
+  both = f"('{spec}@1', '{other}@1')"
+  mixed = _load(real=real, synthetic=both, test=9, duplicates="drop")
+  drawn = mixed.weights[mixed.members["synthetic"][0]]
+  np.testing.assert_allclose(drawn[:17].sum(), drawn[17:].sum())
+
+
+def test_copies_among_the_real_images(real, tmp_path):
+  spec = _folder(tmp_path, {"cat": 12, "dog": 12})
+  for i in range(4):
+    shutil.copy(tmp_path / "cat" / "0.png", tmp_path / "cat" / f"again{i}.png")
+  # One cat five times: some of them are tested on, the others trained on.
+  (warning,) = _load(real=spec, folds=4).warnings
+  assert warning == "4 real images are copies of others."
+  with pytest.raises(UserError, match="4 real images are copies of others"):
+    _load(real=spec, folds=4, duplicates="error")
+  data = _load(real=spec, folds=4, duplicates="drop", runs=(0, 1, 2, 3))
+  assert data.warnings == () and len(data.indices["pool"]) == 24
+  hashes = data.hashes
+  for tested, members in zip(data.tested_by, data.members["real"], strict=True):
+    assert not np.isin(
+      hashes[data.indices["test"][tested]], hashes[members]
+    ).any()
+  # The same without folds: whatever side they fall on, none is on two.
+  data = _load(real=spec, test=8, validation=8, duplicates="drop")
+  roles = [hashes[data.indices[r]] for r in ("pool", "validation", "test")]
+  assert not np.isin(roles[0], np.concatenate(roles[1:])).any()
+  assert not np.isin(roles[1], roles[2]).any()
+
+
+def test_no_more_synthetic_images_than_asked_for(real, tmp_path):
+  spec = _folder(tmp_path, {"cat": 9, "dog": 7, "owl": 2})
+  data = _load(real=real, synthetic=spec, synthetic_per_class=5)
+  assert data.class_counts()["synthetic"] == (5, 5, 2)
+  again = _load(real=real, synthetic=spec, synthetic_per_class=5, seed=1)
+  index = data.indices["synthetic"]
+  np.testing.assert_array_equal(again.indices["synthetic"], index)
+  other = _load(real=real, synthetic=spec, synthetic_per_class=5, split_seed=1)
+  assert not np.array_equal(other.indices["synthetic"], index)
+
+
+def test_a_fifth_where_there_is_no_split(real, tmp_path):
+  data = _load(real=real, test=-1, validation=-1)
+  # 27 / 5, and of the 22 that are left another fifth.
+  assert data.describe()["test"] == 5 and data.describe()["validation"] == 4
+  for split in ("train", "test"):
+    _folder(tmp_path / split, {"cat": 10, "dog": 10})
+  data = _load(real=f"folder:{tmp_path}", test=-1, validation=-1)
+  assert data.describe()["test"] == 20 and data.describe()["validation"] == 4
+  data = _load(real=real, test=-1, folds=3)
+  assert data.describe()["test"] == 27 == data.describe()["pool"]
+
+
+def test_groups_that_official_splits_tear_apart(tmp_path):
+  for split in ("train", "test"):
+    _folder(tmp_path / split, {"cat": 10, "dog": 10})
+  data = _load(real=f"folder:{tmp_path}", groups=r"pattern:(\w+/\d)\.png")
+  (warning,) = data.warnings
+  assert "20 groups are in the training images and in the set's own" in warning
 
 
 def test_grey_and_colour_do_not_mix(real, tmp_path):

@@ -5,8 +5,12 @@ import os
 from pathlib import Path
 import stat
 import tarfile
+import threading
+import time
+import tracemalloc
 import zipfile
 
+from etils import epath
 import pytest
 
 from synguide_jax.data import files
@@ -290,6 +294,54 @@ def test_checksum_tells_contents_apart(tmp_path, change):
   before = files.checksum(files.open_files, str(pets))
   change(pets)
   assert files.checksum(files.open_files, str(pets)) != before
+
+
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_checksum_of_one_file(bucket, where):
+  # As of a folder with only this file; it is read in several pieces.
+  content = bytes(range(256)) * 10_000
+  pictures.write(bucket / "dumps", {"a.npz": content})
+  root = str(bucket) if where == "local" else "bucket:/"
+  found = files.open_file(f"{root}/dumps/a.npz").checksum()
+  assert found == files.open_files(f"{root}/dumps").checksum()
+  pictures.write(bucket / "dumps", {"a.npz": content[:-1] + b"x"})
+  assert found != files.open_file(f"{root}/dumps/a.npz").checksum()
+
+
+def test_a_large_file_is_not_read_at_once(tmp_path):
+  (tmp_path / "a.npz").write_bytes(bytes(20_000_000))
+  tree = files.open_file(str(tmp_path / "a.npz"))
+  tracemalloc.start()
+  try:
+    tree.checksum()
+    _, most = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert most < 5_000_000
+
+
+def test_remote_folders_are_read_by_many_threads(bucket, monkeypatch):
+  contents = {f"{c}/{i}.png": b"%d" % i for c in "ab" for i in range(100)}
+  local = files.open_files(str(pictures.write(bucket / "pets", contents)))
+  expected = local.checksum()
+
+  def threads_of(cls, method):
+    original, threads = getattr(cls, method), set()
+
+    def noted(self):
+      threads.add(threading.get_ident())
+      time.sleep(0.001)
+      return original(self)
+
+    monkeypatch.setattr(cls, method, noted)
+    return threads
+
+  stat = threads_of(type(epath.Path("bucket://pets")), "stat")
+  read = threads_of(Path, "read_bytes")
+  tree = files.open_files("bucket://pets")
+  assert tree.names == local.names and tree.folders == ["a", "b"]
+  assert tree.checksum() == expected
+  assert len(stat) > 2 and len(read) > 2
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])

@@ -110,8 +110,16 @@ def test_folder_of_splits(make, wrapping):
 
 
 def test_a_class_may_be_called_train(make):
-  listing = layouts.folder(make(["train/1.png", "test/1.png"]))
-  assert listing.class_names == ("test", "train")
+  names = ["bus/1.png", "train/1.png", "train/2.png"]
+  listing = layouts.folder(make(names))
+  assert listing.class_names == ("bus", "train")
+  expected = [(name, name.split("/")[0]) for name in names]
+  assert _names(listing) == {"train": expected}
+
+
+def test_a_class_alone_may_be_called_train(make):
+  listing = layouts.folder(make(["train/1.png"]))
+  assert _names(listing) == {"train": [("train/1.png", "train")]}
 
 
 def test_one_class(make):
@@ -138,6 +146,12 @@ def test_one_class(make):
       ["val/cat/1.png", "validation/cat/1.png"],
       "has both val and validation",
     ),
+    (
+      ["train/1.png", "test/1.png"],
+      "no class folders in 'test', 'train'; .* <split>/<class>/<image>, or",
+    ),
+    (["p/train/1.png", "p/val/1.png"], "no class .* 'p/train', 'p/val'; "),
+    (["train/cat/1.png", "test/1.png"], "no class folders in 'test'; "),
     (
       ["train/cat/1.png", "test/cat/1.png", "train/1.png"],
       "such as train/1.png",
@@ -174,7 +188,7 @@ def test_tables(make, kind, wrapping, table, text):
   others = {f"{wrapping}c.png": None, f"{wrapping}{table}": text}
   listing = layouts.folder(make(names | others, kind))
   assert listing.class_names == ("9", "10")
-  assert listing.other_files == 2
+  assert listing.other_files == listing.unlisted == 1
   labelled = zip(names, ("10", "9"), strict=True)
   assert _names(listing) == {"train": list(labelled)}
 
@@ -227,7 +241,12 @@ def test_a_table_of_something_else(make):
 @pytest.mark.parametrize(
   ("table", "text", "message"),
   [
-    ("t.csv", "file,label\nb.png,cat", "row 1 of t.csv names b.png, which is"),
+    ("t.csv", "file,label\nb.png,cat", "row 1 of t.csv names b.png, .* not th"),
+    (
+      "t.csv",
+      "file,label\nt.csv,cat",
+      "names t.csv, which is no image .known: .png, .jpg",
+    ),
     (
       "t.csv",
       "file,label\na.png,cat\na.png,dog",

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from synguide_jax.data import prepared, records
+from synguide_jax.data import decode, prepared, records
 from synguide_jax.errors import UserError
 from tests import pictures
 
@@ -117,6 +117,28 @@ def test_files_splits_names_and_confidences():
   assert index.formats.tolist() == ["PNG", "JPEG"]
   counts = prepared.read_provenance(folder)["num_images"]
   assert counts == {"train": 2, "test": 1}
+
+
+def test_what_a_file_was_before_it_was_converted():
+  photo = pictures.encode(suffix="webp", quality=50)
+  before = decode.canonical(photo)
+  assert before.facts.format == "WEBP"
+  jpeg = decode.canonical(pictures.encode(suffix="jpg")).facts
+  pixels = pictures.encode()
+  make = [
+    prepared.Example(before.encoded, 0, "a.webp", original=before.facts),
+    prepared.Example(pixels, 0, "b.png", original=jpeg._replace(width=99)),
+    prepared.Example(pixels, 0, "c.png"),
+  ]
+  index = records.of_prepared(_prepare(make_examples=lambda: make))["train"]
+  index = index.index
+  assert index.formats.tolist() == ["WEBP", "JPEG", "PNG"]
+  quantization = np.float32(jpeg.quantization)
+  assert index.quantization.tolist() == [0, quantization, 0]
+  # The pixels are those that are stored.
+  assert index.hashes[0] == before.facts.hash
+  assert index.hashes[1] == index.hashes[2]
+  assert index.widths.tolist() == [8, 8, 8]
 
 
 def test_grey_images_and_many_of_them_keep_their_order():

@@ -119,6 +119,18 @@ def test_anybody_s_set(theirs, cache):
   assert np.isnan(train.index.confidences).all()
 
 
+def test_a_name_that_is_not_utf8(theirs, cache, monkeypatch):
+  original = records.Records._records
+
+  def renamed(self):
+    for record in original(self):
+      yield {**record, "id": b"k\xe4tzchen"}
+
+  monkeypatch.setattr(records.Records, "_records", renamed)
+  index = records.of_tfds(theirs[0])["train"].index
+  assert index.names.tolist() == ["k\ufffdtzchen"] * 2
+
+
 def test_an_index_is_kept_in_the_cache(theirs, cache, monkeypatch):
   folder, _ = theirs
   index = records.of_tfds(folder)["train"].index

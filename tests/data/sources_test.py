@@ -82,6 +82,7 @@ def test_digits():
     ("npz:/nowhere.npz", "^npz:/nowhere.npz: /nowhere.npz does not exist.$"),
     ("stylegan:/nowhere", "^stylegan:/nowhere: /nowhere does not exist.$"),
     ("prepared:/nowhere", "no complete prepared set"),
+    ("prepared:gs://b/s", "^prepared:gs://b/s: .* in a local folder; copy it"),
   ],
 )
 def test_unknown_specs(spec, message):
@@ -169,11 +170,12 @@ def test_images_without_labels(tmp_path):
 
 def test_tables(tmp_path):
   table = b'\xef\xbb\xbffile,label\r\n2.png,"cat, black"\r\n1.png,dog\r\n'
-  contents = {f"{i}.png": pictures.encode() for i in (1, 2)}
+  contents = {f"{i}.png": pictures.encode() for i in (1, 2, 3)}
   root = pictures.write(tmp_path / "pets", contents | {"labels.csv": table})
   found = sources.open_set(f"folder:{root}")
   assert found.class_names == ("cat, black", "dog")
   assert found.splits["train"].index.labels.tolist() == [1, 0]
+  assert found.provenance["unlisted"] == found.provenance["other_files"] == 1
 
 
 def test_stylegan(tmp_path):

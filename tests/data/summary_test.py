@@ -60,6 +60,7 @@ def test_small_set():
     constant=3,
     skipped=0,
     other_files=4,
+    unlisted=7,
   )
   assert lines[0] == "folder:x"
   assert fact(lines, "stored in") == "/cache/tfds/folder_x/1234/2.0.0"
@@ -68,7 +69,8 @@ def test_small_set():
   assert fact(lines, "sizes") == "all 20x10 px"
   assert fact(lines, "channels") == "1,502 RGB"
   assert fact(lines, "converted") == "2 palette, 1 CMYK"
-  assert fact(lines, "left out") == "3 of a single colour"
+  left_out = "3 of a single colour, 7 not in the table of labels"
+  assert fact(lines, "left out") == left_out
   assert fact(lines, "other files") == "4"
   assert fact(lines, "exact duplicates") == "none"
   assert [line.split() for line in lines[-3:]] == [
@@ -121,17 +123,20 @@ def test_many_duplicates_are_not_all_named():
   assert found.count(" = ") == 5 and found.endswith(", ...")
 
 
-def test_of_many_classes_the_extremes_are_shown():
+def test_of_many_classes_the_extremes_are_shown_first():
   names = tuple(f"class{i}" for i in range(1000))
   labels = np.concatenate([np.repeat(np.arange(1000), 3), [0] * 9])
   labels = labels[labels != 417]
   lines = describe({"train": make_index(labels)}, names)
   assert fact(lines, "classes").startswith("1,000; ")
-  assert lines[-1].split("; fewest: ") == [
+  extremes, *table = lines[-1002:]
+  assert extremes.split("; fewest: ") == [
     "    train 0 / 3 / 12",
     "class417 0, class1 3, class2 3, class3 3, class4 3",
   ]
-  assert len(lines) < 15
+  rows = [line.split() for line in table]
+  assert rows[:2] == [["train"], ["class0", "12"]]
+  assert rows[2:] == [[n, "0" if "417" in n else "3"] for n in names[1:]]
 
 
 def test_without_labels():

@@ -1,7 +1,10 @@
 """Sets of tfds are found, or prepared, and read without TensorFlow."""
 
+import os
 from pathlib import Path
+import shutil
 
+import filelock
 import numpy as np
 import pytest
 
@@ -135,6 +138,39 @@ def test_tfds_set_is_prepared(tfds_data_dir, generated_set):
   written = folder.stat().st_mtime_ns
   assert _check_tiny() == folder
   assert folder.stat().st_mtime_ns == written
+
+
+def test_what_a_killed_preparation_left_is_removed(
+  tfds_data_dir, generated_set
+):
+  folder = tfds_data_dir / "synguide_tiny"
+  leftover = folder / "incomplete.0AZ3QX_1.2.0"
+  other = folder / "incomplete.0AZ3QX_1.1.0"
+  for name in (leftover, other):
+    pictures.write(name, {"synguide_tiny-train.array_record": b"half"})
+  _check_tiny()
+  assert {path.name for path in folder.iterdir()} == {"1.2.0", other.name}
+
+
+def test_all_spellings_of_a_set_have_one_lock(
+  tfds_data_dir, generated_set, monkeypatch
+):
+  original, locks = filelock.FileLock, set()
+
+  def noted(file):
+    if str(file).startswith(os.environ["SYNGUIDE_CACHE"]):
+      locks.add(file)
+    return original(file)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(filelock, "FileLock", noted)
+    for name in ("synguide_tiny", "synguide_tiny:1.2.0"):
+      tfds_sets.find_or_prepare(name)
+      shutil.rmtree(tfds_data_dir)
+    assert len(locks) == 1
+    monkeypatch.setenv("TFDS_DATA_DIR", f"{tfds_data_dir}2")
+    tfds_sets.find_or_prepare("synguide_tiny")
+    assert len(locks) == 2
 
 
 def test_tfrecord_copy_is_prepared_beside_it(

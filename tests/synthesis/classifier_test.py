@@ -150,6 +150,28 @@ def test_a_network_without_a_head_is_no_classifier(tmp_path):
     from_weights(str(tmp_path))
 
 
+def test_what_is_no_classifier(tmp_path):
+  (tmp_path / "work" / "checkpoints").mkdir(parents=True)
+  with pytest.raises(UserError, match="work' is a workdir that is not finish"):
+    from_weights(str(tmp_path / "work"))
+  with pytest.raises(UserError, match="'gs://b/net' is not a local folder"):
+    from_weights("gs://b/net")
+  for spec in ("random", "train:configs/digits_lowshot.py"):
+    with pytest.raises(UserError, match=f"{spec} is neither a folder nor"):
+      from_weights(spec)
+
+
+@pytest.mark.parametrize(("store_size", "read"), [(10, 10), (0, 8)])
+def test_images_are_read_as_a_workdir_says(tmp_path, store_size, read):
+  config = {"data": {"store_size": store_size, "image_size": 8}}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  results = {"data": {"class_names": list(_NAMES)}}
+  network = _linear(np.zeros((8 * 8 * 3, 3)), 8).network
+  found = classifier_lib.from_workdir(tmp_path, results, 2, network)
+  origin = {"workdir": str(tmp_path), "run": 2}
+  assert found == Classifier(network, _NAMES, read, origin)
+
+
 def test_a_hub_repository_names_its_classes(tmp_path, monkeypatch):
   import huggingface_hub
 

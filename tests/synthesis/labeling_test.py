@@ -15,7 +15,7 @@ from synguide_jax.models.pretrained import Pretrained
 from synguide_jax.synthesis import labeling
 from synguide_jax.synthesis.classifier import Classifier
 from synguide_jax.synthesis.labeling import label, Report, Rules
-from tests import tiny
+from tests import pictures, tiny
 
 _NUM = 120
 
@@ -81,6 +81,12 @@ def _data(**changes):
   return tiny.config(**{f"data.{k}": v for k, v in changes.items()}).data
 
 
+def _beside(folder="."):
+  """What is in a folder, but for the locks that stay there."""
+  names = (path.name for path in Path(folder).iterdir())
+  return sorted(name for name in names if not name.endswith(".lock"))
+
+
 def _index(output):
   return sources.open_set(f"prepared:{output}").splits["train"].index
 
@@ -119,8 +125,7 @@ def test_an_unlabelled_set(sets, classifier, images, expected):
   for number in (0, len(kept) - 1):
     assert source[number]["label"] == index.labels[number]
     assert source[number]["confidence"] == index.confidences[number]
-  # Nothing is left beside it.
-  assert [path.name for path in Path("sets").iterdir()] == ["out"]
+  assert _beside("sets") == ["out"]
 
 
 def test_what_is_kept_of_how_it_was_made(sets, classifier):
@@ -169,12 +174,12 @@ def test_a_labelled_set_keeps_its_labels(sets, classifier, images, expected):
   np.testing.assert_array_equal(_index("agreed").labels, own[agreed])
   assert report.total("disagreement") == (kept & (predicted != own)).sum()
 
-  # The loss is of the image's own label.
+  # The loss is of the image's own label, and decides alone.
   losses = -log_probs[np.arange(_NUM), own]
-  rules = Rules(threshold=0.0, min_loss=0.2, max_loss=1.0)
+  rules = Rules(min_loss=0.2, max_loss=1.0)
   report = label(sets.labelled, classifier, Path("hard"), rules)
   hard = (losses >= 0.2) & (losses <= 1.0)
-  assert 0 < hard.sum() < _NUM
+  assert 0 < (hard & (confidences > 0.8)).sum() < hard.sum() < _NUM
   np.testing.assert_array_equal(_index("hard").labels, own[hard])
   assert report.total("loss") == _NUM - hard.sum()
 
@@ -212,6 +217,43 @@ def test_balance_with_a_real_set(sets, classifier, expected, caplog):
   assert "no image is left of class '9'" in messages[1]
 
 
+def test_damaged_files_of_the_set_to_balance_with(sets, classifier):
+  rng = np.random.default_rng(0)
+  photos = {
+    f"photos/{c}/{number}.png": pictures.encode(
+      rng.integers(0, 256, (8, 8), np.uint8)
+    )
+    for c in range(10)
+    for number in range(2 + c % 2)
+  }
+  pictures.write(".", photos | {"photos/0/damaged.png": b"hello"})
+  rules = Rules(threshold=0.0, balance_with="folder:photos")
+  with pytest.raises(UserError, match="0/damaged.png .*skip_damaged"):
+    label(sets.bare, classifier, Path("out"), rules)
+  report = label(sets.bare, classifier, Path("out"), rules, skip_damaged=True)
+  kept = [row["kept"] + 2 + c % 2 for c, row in enumerate(report.classes)]
+  assert len(set(kept)) == 1
+  made = sources.open_set("prepared:out").provenance["labeling"]
+  assert made["real_images"] == [2 + c % 2 for c in range(10)]
+
+
+def test_files_are_told_apart_as_before(classifier, tmp_path):
+  photos = {}
+  for number in range(12):
+    image = pictures.pixels(8, 8)
+    photos[f"{number}.webp"] = pictures.encode(image, "webp")
+    photos[f"{number}.jpg"] = pictures.encode(image, "jpg", quality=75)
+  pictures.write(tmp_path / "photos", photos)
+  source = sources.open_set(f"folder:{tmp_path}/photos")
+  label(source, classifier, Path("out"), Rules(threshold=0.0))
+  before, after = source.splits["train"].index, _index("out")
+  assert set(after.formats) == {"WEBP", "JPEG"}
+  for column in ("formats", "quantization", "widths", "heights", "hashes"):
+    np.testing.assert_array_equal(
+      getattr(after, column), getattr(before, column)
+    )
+
+
 def test_an_output_is_made_once(sets, classifier, monkeypatch):
   output = Path("out")
   first = label(sets.bare, classifier, output, Rules())
@@ -243,24 +285,45 @@ def test_what_a_killed_process_left_is_replaced(sets, classifier):
   Path("out").mkdir()  # Empty: somebody made it for us.
   label(sets.bare, classifier, Path("out"), Rules())
   assert len(_index("out"))
-  assert [path.name for path in Path.cwd().iterdir()] == ["out"]
+  assert _beside() == ["out"]
 
-  Path(".other.partial").mkdir()
   with (
-    filelock.FileLock(".other.partial/lock"),
+    filelock.FileLock(".other.lock"),
     pytest.raises(UserError, match="Another process is writing"),
   ):
     label(sets.bare, classifier, Path("other"), Rules())
+
+
+def test_what_another_process_finished_meanwhile_is_used(
+  sets, classifier, monkeypatch
+):
+  alone = labeling._alone
+  made = []
+
+  def after_another(output):
+    if not made:
+      made.append(None)
+      made.append(label(sets.bare, classifier, output, Rules()))
+    return alone(output)
+
+  monkeypatch.setattr(labeling, "_alone", after_another)
+  report = label(sets.bare, classifier, Path("out"), Rules())
+  assert made[1].new and not report.new
+  assert report.classes == made[1].classes
+  assert _beside() == ["out"]
 
 
 def test_a_failure_leaves_nothing(sets, classifier, monkeypatch):
   def fail(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(labeling, "_examples", fail)
-  with pytest.raises(KeyboardInterrupt):
-    label(sets.bare, classifier, Path("out"), Rules())
-  assert list(Path.cwd().iterdir()) == []
+  with monkeypatch.context() as patch:
+    patch.setattr(labeling, "_examples", fail)
+    with pytest.raises(KeyboardInterrupt):
+      label(sets.bare, classifier, Path("out"), Rules())
+  assert _beside() == []
+  # Nor does it hold the lock.
+  assert label(sets.bare, classifier, Path("out"), Rules()).new
 
 
 def test_classes_of_other_names(sets, classifier, images):
@@ -289,7 +352,7 @@ def test_classes_of_other_names(sets, classifier, images):
 def test_what_cannot_be_labelled(sets, classifier, tmp_path):
   def refused(source, message, output="out", **rules):
     with pytest.raises(UserError, match=message):
-      label(source, classifier, Path(output), Rules(**rules))
+      label(source, classifier, output, Rules(**rules))
 
   refused(
     sets.bare,
@@ -303,14 +366,12 @@ def test_what_cannot_be_labelled(sets, classifier, tmp_path):
     "No image .* is left; dropped: 120 by confidence, 0 by .*threshold",
     threshold=0.999999,
   )
-  refused(
-    sets.bare, "balance_with='npz:.*bare.npz'", balance_with=sets.bare.spec
-  )
+  refused(sets.bare, "output='gs://b/out' must be a local", "gs://b/out")
   (tmp_path / "photos").mkdir()
   (tmp_path / "photos" / "1.png").write_text("")
   refused(sets.bare, "photos exists and is no labelled set", "photos")
   refused(sets.bare, "Cannot write output=.*1.png", "photos/1.png/out")
-  assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+  assert _beside() == ["photos"]
 
 
 def test_table():

@@ -50,6 +50,24 @@ def test_losses_are_kept_within_both_ends():
   assert fates.tolist() == [LOSS, LOSS, KEPT, KEPT, KEPT]
 
 
+def test_a_limited_loss_decides_alone_unless_a_threshold_is_given():
+  found = _predictions([0] * 3, [0.3, 0.5, 0.9], losses=[1.2, 0.7, 0.1])
+  own = np.zeros(3, int)
+
+  def kept(**rules):
+    return (select(found, own, Rules(**rules)) == KEPT).tolist()
+
+  assert kept() == [False, False, True]
+  assert kept(min_loss=0.0) == [False, False, True]
+  assert kept(min_loss=0.5) == [True, True, False]
+  assert kept(max_loss=1.0) == [False, True, True]
+  assert kept(max_loss=0.0) == [False, False, False]
+  assert kept(max_loss=1.0, threshold=0.8) == [False, False, True]
+  assert kept(min_loss=0.5, threshold=0.4) == [False, True, False]
+  for rules in (Rules(), Rules(max_loss=1.0), Rules(threshold=0.3)):
+    assert rules.resolved().resolved() == rules.resolved()
+
+
 def test_the_first_filter_that_drops_an_image_counts():
   found = _predictions(
     labels=[0, 0, 0, 1],
@@ -58,9 +76,10 @@ def test_the_first_filter_that_drops_an_image_counts():
     losses=[3.0, 3.0, 3.0, 0.1],
   )
   own = found.labels
-  fates = select(found, own, Rules(agree=True, max_loss=1.0))
+  rules = Rules(agree=True, max_loss=1.0, threshold=0.8)
+  fates = select(found, own, rules)
   assert fates.tolist() == [CONFIDENCE, DISAGREEMENT, LOSS, KEPT]
-  fates = select(found, own, Rules(max_loss=1.0))
+  fates = select(found, own, Rules(max_loss=1.0, threshold=0.8))
   assert fates.tolist() == [CONFIDENCE, LOSS, LOSS, KEPT]
 
 

@@ -1,0 +1,71 @@
+"""What specs ask for is made once for the same images, and never for others."""
+
+from pathlib import Path
+
+import jax
+from PIL import Image
+import pytest
+
+from synguide_jax import inputs
+from synguide_jax.data import digits
+from synguide_jax.errors import UserError
+from synguide_jax.train import train_and_evaluate
+from tests import tiny
+
+GENERATOR = "generate:configs/generators/digits.py:smoke"
+
+
+def _train(config, workdir, made):
+  workdir.mkdir(parents=True, exist_ok=True)
+  return train_and_evaluate(
+    config, workdir, tiny.Recorder(), inputs=made, devices=jax.devices()[:1]
+  )
+
+
+def _folder(count):
+  for number, (image, label) in enumerate(digits.examples()):
+    if number == count:
+      return
+    folder = Path("digits") / str(label)
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image[..., 0]).save(folder / f"{number}.png")
+
+
+def _config(**changes):
+  return tiny.config(
+    **{
+      "data.real": "folder:digits",
+      "data.synthetic": GENERATOR,
+      "data.test": 20,
+      "data.validation": 20,
+      **{f"data.{name}": value for name, value in changes.items()},
+    }
+  )
+
+
+def test_other_images_get_another_generator():
+  # One that has seen these images must not make those that go with others:
+  # of them, some that it was trained on may be tested on.
+  _folder(120)
+  config = _config()
+  (first,) = inputs.make(config, _train).values()
+  (again,) = inputs.make(config, _train).values()
+  assert first == again and first.startswith("prepared:")
+  _folder(121)
+  (other,) = inputs.make(config, _train).values()
+  assert other != first
+
+
+def test_the_rest_of_a_mixture_is_checked_before_anything_is_made():
+  _folder(120)
+  Image.new("L", (8, 8)).save("digits/0/constant.png")
+  Path("other/cat").mkdir(parents=True)
+  Image.effect_noise((8, 8), 50).save("other/cat/0.png")
+  mixture = f"('{GENERATOR}@1', 'folder:other@1')"
+  with pytest.raises(UserError, match="only in folder:other: 'cat'"):
+    inputs.check(_config(synthetic=mixture))
+
+
+def test_a_generator_would_see_what_folds_test_on():
+  with pytest.raises(UserError, match="data.folds=3: generate:.* trained on"):
+    inputs.check(_config(folds=3, test=0))
