@@ -70,9 +70,7 @@ def uninterrupted(tmp_path_factory):
   return run(tiny.config(), workdir), trained(tiny.config(), workdir)
 
 
-@pytest.mark.parametrize(
-  "step,feed", [(1, "resident"), (5, "resident"), (5, "stream")]
-)
+@pytest.mark.parametrize("step,feed", [(1, "resident"), (5, "stream")])
 def test_killed_and_resumed_equals_uninterrupted(
   uninterrupted, tmp_path, pytestconfig, step, feed
 ):

@@ -1,8 +1,8 @@
 """Which images a step sees: batch = f(seed, run, stage, step).
 
-Everything here is index arithmetic on the host. Both feeds (resident arrays
-today, a stream for what does not fit) look the indices up, so they show the
-same images, and resuming needs the position and nothing else.
+Everything here is index arithmetic on the host. Resident and streamed images
+(:mod:`synguide_jax.images`) are looked up by the same indices, and resuming
+needs the position and nothing else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,23 +95,37 @@ class _Mixture:
     quotas: Sequence[int],
     key: tuple[int, ...],
   ):
-    pattern = np.repeat(np.arange(len(groups)), quotas)
-    self._quotas, self._length = quotas, len(pattern)
-    self._order = _Passes(pattern, (*key, 0))
+    self._quotas = np.asarray(quotas)
+    self._pattern = np.repeat(np.arange(len(groups)), quotas)
+    self._key = key
+    # Consecutive batches fall into the same round or its neighbour.
+    self._round = functools.lru_cache(maxsize=2)(self._shuffled)
     self._passes = [
       _Passes(group, (*key, 1, number)) for number, group in enumerate(groups)
     ]
 
+  def _shuffled(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A round's groups, and how many of its group came before each."""
+    order = _rng(*self._key, 0, number).permutation(self._pattern)
+    before = np.empty_like(order)
+    for group in range(len(self._passes)):
+      here = np.flatnonzero(order == group)
+      before[here] = np.arange(len(here))
+    return order, before
+
   def __call__(self, positions: np.ndarray) -> np.ndarray:
-    # From the beginning of a round, to count what it took of each group.
-    rounds = positions[0] // self._length
-    start = rounds * self._length
-    which = self._order(np.arange(start, positions[-1] + 1))
-    drawn = np.empty(len(which), self._passes[0].dtype)
-    for group, passes in enumerate(self._passes):
-      here = np.flatnonzero(which == group)
-      drawn[here] = passes(rounds * self._quotas[group] + np.arange(len(here)))
-    return drawn[positions[0] - start :]
+    numbers, offsets = np.divmod(positions, len(self._pattern))
+    which, place = np.empty((2, len(positions)), np.int64)
+    for number in np.unique(numbers):
+      here = numbers == number
+      order, before = (part[offsets[here]] for part in self._round(int(number)))
+      which[here] = order
+      place[here] = number * self._quotas[order] + before
+    drawn = np.empty(len(positions), self._passes[0].dtype)
+    for group in np.unique(which):
+      here = which == group
+      drawn[here] = self._passes[group](place[here])
+    return drawn
 
 
 def _quotas(weights: Sequence[float]) -> np.ndarray:
@@ -172,7 +186,7 @@ class Sampler:
 
 
 class Feed:
-  """Draws the batches of all runs. Small when pickled.
+  """Draws the batches of all runs. Pickled, it is the indices and labels.
 
   Args:
     members: Indices into the images that each run may train on, by set:

@@ -11,7 +11,7 @@ _BLOCK = 512  # encoded images in memory at a time
 
 
 class Pixels:
-  """Images of several sets under one numbering. Small when pickled.
+  """Images of several sets under one numbering. Pickled, it opens them anew.
 
   Args:
     parts: Records and the rows of them that are used; their images are

@@ -27,7 +27,7 @@ from synguide_jax.data.tfds_sets import import_tensorflow
 from synguide_jax.errors import UserError
 
 # Of the stored layout. What a set contains is told apart by its fingerprint.
-_VERSION = "2.1.0"
+_VERSION = "2.0.0"
 _PROVENANCE = "provenance.json"
 
 
