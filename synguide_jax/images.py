@@ -288,11 +288,11 @@ def _prefetched(
   iterator = iter(data)
   try:
     for item in iterator:
-      # Copies, since on the CPU a device's array may be the host's, and what
-      # workers share has to be given back.
-      copy = jax.tree.map(np.array, item)
-      del item
-      yield copy
+      if workers:
+        # Copies, since on the CPU a device's array may be the host's, and what
+        # workers share has to be given back.
+        item = jax.tree.map(np.array, item)
+      yield item
   finally:
     iterator.close()
     # Its last items are in cycles; the shared memory of what is left at the
