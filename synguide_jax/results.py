@@ -66,20 +66,23 @@ def held_out(config: Mapping[str, Any], images: Mapping[str, int]) -> str:
     config: The experiment's config.
     images: Number of images by role.
   """
-  if folds := config["data"]["folds"]:
+  tested = "test" in config["evaluate_on"]
+  if tested and (folds := config["data"]["folds"]):
     return (
       f"cross-validated: each run was tested on one of {folds} parts of "
       f"{images['test']} real images"
     )
-  if images["test"]:
+  if tested and images["test"]:
     return f"on {images['test']} test images, looked at once"
   if not images["validation"]:
     return "no image was held out: nothing is known of the accuracy"
-  used = ", which also chose the weights" if config["select"] == "best" else ""
-  return (
-    f"there is no test set: these are {images['validation']} validation "
-    f"images{used}"
+  why = (
+    "no test image was looked at"
+    if images["test"]
+    else ("there is no test set")
   )
+  used = ", which also chose the weights" if config["select"] == "best" else ""
+  return f"{why}: these are {images['validation']} validation images{used}"
 
 
 def versions() -> dict[str, str]:

@@ -136,11 +136,17 @@ def test_summary_without_held_out_images():
   ],
 )
 def test_what_the_figures_are_of(data, select, images, expected):
-  config = {"data": data, "select": select}
+  config = {"data": data, "select": select, "evaluate_on": ["test"]}
   test, validation = images
   said = results_lib.held_out(config, {"test": test, "validation": validation})
   assert expected in said
   assert ("also chose the weights" in said) == (images == (0, 4))
+
+
+def test_test_images_that_were_left_alone():
+  config = {"data": {"folds": 0}, "select": "last", "evaluate_on": []}
+  said = results_lib.held_out(config, {"test": 10, "validation": 4})
+  assert said == "no test image was looked at: these are 4 validation images"
 
 
 def test_headline_without_test_images():
