@@ -33,6 +33,20 @@ def find_leaks(
   return others[np.isin(hashes[others], hashes[held_out])]
 
 
+def find_copies(hashes: np.ndarray, indices: np.ndarray) -> np.ndarray:
+  """Finds images that are exact duplicates of an earlier one among them.
+
+  Args:
+    hashes: Hash of every image's pixels, uint64 ``[N]``.
+    indices: Indices of the images that are compared with each other.
+
+  Returns:
+    Those of ``indices`` that are not the first of their content, in order.
+  """
+  first = np.unique(hashes[indices], return_index=True)[1]
+  return np.delete(indices, first)
+
+
 class FileStatistics(Protocol):
   """What is known of a set's files without their pixels.
 

@@ -256,9 +256,9 @@ def _shortcut(
   images: Collection, real: np.ndarray, synthetic: np.ndarray
 ) -> str | None:
   """How the files of a source differ from the real ones, if they do."""
-  # Without loss it does not matter in which format, or if in a file at all.
 
   def alike(side):
+    # Without loss it does not matter in which format, or if in a file at all.
     lossless = np.isin(side.formats, decode.LOSSLESS)
     formats = np.where(lossless, "lossless", side.formats)
     return dataclasses.replace(side, formats=formats)
@@ -291,15 +291,15 @@ def _find_duplicates(
     shared = len(np.unique(hashes[leaks]))
     note = f"{shared} {whose} images are also among the {kind} images"
     if role == "pool" and data.folds:
-      leaks = np.union1d(leaks, others[_is_repeated(hashes[others])])
+      leaks = np.union1d(leaks, checks.find_copies(hashes, others))
       note = f"{len(leaks)} real images are copies of others"
     found[role] = len(leaks)
     if not len(leaks):
       continue
     if data.duplicates == "error":
       raise UserError(
-        f"{note} ({len(leaks)} of them). data.duplicates='drop' leaves those "
-        "out."
+        f"{note}. data.duplicates='drop' leaves those {len(leaks)} {kind} "
+        "images out."
       )
     if data.duplicates == "drop":
       indices[role] = np.setdiff1d(others, leaks)
@@ -320,13 +320,6 @@ def _compared(
     ("pool", against),
     ("synthetic", held_out),
   ]
-
-
-def _is_repeated(hashes: np.ndarray) -> np.ndarray:
-  """Which hashes are not the first of their value."""
-  repeated = np.ones(len(hashes), bool)
-  repeated[np.unique(hashes, return_index=True)[1]] = False
-  return repeated
 
 
 def _members(

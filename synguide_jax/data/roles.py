@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from synguide_jax.data import layouts, splits
+from synguide_jax.data import checks, layouts, splits
 from synguide_jax.data.collection import Collection
 from synguide_jax.data.sources import ImageSet
 from synguide_jax.errors import UserError
@@ -53,9 +53,10 @@ def split_real(
     return indices, [], warnings
   if data.duplicates == "drop":
     # Copies may not be on both sides of a fold either.
-    hashes = images.column("hashes", indices["pool"])
-    first = np.unique(hashes, return_index=True)[1]
-    indices["pool"] = indices["pool"][np.sort(first)]
+    copies = checks.find_copies(images.column("hashes"), indices["pool"])
+    if len(copies):
+      indices["pool"] = np.setdiff1d(indices["pool"], copies)
+      warnings.append(f"Left out {len(copies)} real images: copies of others.")
   indices["test"] = indices["pool"]
   folds = splits.folds(labels, indices["pool"], data.folds, **how)
   return indices, folds, warnings

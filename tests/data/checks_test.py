@@ -8,6 +8,13 @@ import pytest
 from synguide_jax.data import checks
 
 
+def test_copies_are_all_but_the_first_of_their_content():
+  hashes = np.array([7, 5, 7, 9, 5, 7], np.uint64)
+  found = checks.find_copies(hashes, np.array([0, 1, 2, 3, 5]))
+  np.testing.assert_array_equal(found, [2, 5])
+  assert not len(checks.find_copies(hashes, np.array([4, 3, 2])))
+
+
 def test_leaks_are_the_duplicates_of_held_out_images():
   hashes = np.array([7, 8, 7, 2**64 - 1, 9, 2**64 - 1, 8], np.uint64)
   leaks = checks.find_leaks(hashes, np.array([0, 3]), np.array([6, 5, 1, 2]))
