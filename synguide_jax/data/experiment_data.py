@@ -173,6 +173,9 @@ def load(data: Any, *, seed: int, runs: tuple[int, ...]) -> ExperimentData:
       seed=data.split_seed,
     )
   of_source = [np.intersect1d(i, indices["synthetic"]) for i in of_source]
+  for (found, *_), index in zip(synthetic, of_source, strict=True):
+    if not len(index):
+      raise UserError(f"{found.spec} has no image left to train on.")
   if note := _empty_classes(labels[indices["pool"]], images.class_names):
     raise UserError(f"data.real={data.real!r} has {note} to train on.")
   members, tested_by = _members(data, seed, runs, images, indices, folds)
@@ -298,7 +301,7 @@ def _find_duplicates(
       continue
     if data.duplicates == "error":
       raise UserError(
-        f"{note}. data.duplicates='drop' leaves those {len(leaks)} {kind} "
+        f"{note}. data.duplicates='drop' leaves {len(leaks)} of the {kind} "
         "images out."
       )
     if data.duplicates == "drop":

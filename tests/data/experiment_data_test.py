@@ -262,6 +262,11 @@ def test_duplicates(real, tmp_path, tmp_path_factory):
   np.testing.assert_allclose(drawn[:17].sum(), drawn[17:].sum())
 
 
+def test_a_source_of_copies_alone(real):
+  with pytest.raises(UserError, match="has no image left to train on"):
+    _load(real=real, synthetic=real, folds=3, duplicates="drop")
+
+
 def test_copies_among_the_real_images(real, tmp_path):
   spec = _folder(tmp_path, {"cat": 12, "dog": 12})
   for i in range(4):
