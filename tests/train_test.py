@@ -296,7 +296,7 @@ class TwoStages:
       entered = second.init(key, jnp.zeros((1, *info.image_shape)))[0]
       return state.replace(
         opt_state=entered.opt_state,
-        extra={"entered": state.extra + 1, "noise": jax.random.normal(key)},
+        ema={"entered": state.extra + 1, "noise": jax.random.normal(key)},
       )
 
     stages = (
@@ -334,7 +334,7 @@ def test_two_stages_resume_inside_and_between(stop_at, tmp_path, monkeypatch):
   assert without_times(resumed) == without_times(whole)
   state = trained(config, tmp_path / "parts")
   assert_equal(state, trained(config, tmp_path / "whole"))
-  np.testing.assert_array_equal(state.extra["entered"], [1, 1])
+  np.testing.assert_array_equal(state.ema["entered"], [1, 1])
 
 
 @pytest.fixture

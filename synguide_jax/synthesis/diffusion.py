@@ -415,7 +415,7 @@ def update_ema(ema: Ema, params: Any, decay: float) -> Ema:
 
 def ema_params(state: TrainState) -> Any:
   """Returns the averaged parameters, with which images are generated."""
-  return state.extra.params
+  return state.ema.params
 
 
 def make(config: ml_collections.ConfigDict, info: Info) -> Method:
@@ -428,7 +428,7 @@ def make(config: ml_collections.ConfigDict, info: Info) -> Method:
 
   Returns:
     A method of one stage, which learns from the real images only. The state's
-    ``extra`` is an :class:`Ema`.
+    ``ema`` is an :class:`Ema`.
   """
   if config.num_steps < 1:
     raise UserError(
@@ -449,7 +449,7 @@ def make(config: ml_collections.ConfigDict, info: Info) -> Method:
     )["params"]
     # A copy, since a buffer that is twice in the state cannot be donated.
     ema = Ema(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
-    return TrainState(params, {}, optimizer.init(params), ema), None
+    return TrainState(params, {}, optimizer.init(params), ema=ema), None
 
   def step(
     state: TrainState,
@@ -485,7 +485,7 @@ def make(config: ml_collections.ConfigDict, info: Info) -> Method:
     state = state.replace(
       params=params,
       opt_state=opt_state,
-      extra=update_ema(state.extra, params, ema_decay),
+      ema=update_ema(state.ema, params, ema_decay),
     )
     return state, {"loss": loss}
 

@@ -222,7 +222,7 @@ def _random_state(method, seed=0):
   )
   state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
   params = _random_params(diffusion.make_network(_config(), _INFO), seed=seed)
-  return state.replace(params=params, extra=state.extra._replace(params=params))
+  return state.replace(params=params, ema=state.ema._replace(params=params))
 
 
 def _step(config):
@@ -275,7 +275,7 @@ def test_training_reduces_the_loss_and_learns_the_classes():
     state, metrics = step(state, batch, key)
     losses.append(metrics["loss"])
   assert np.mean(losses[-50:]) < 0.6 * np.mean(losses[:10])
-  assert state.extra.count == config.num_steps
+  assert state.ema.count == config.num_steps
 
   labels = np.arange(30) % 3
   images = diffusion.sample(
