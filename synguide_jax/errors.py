@@ -1,5 +1,8 @@
 """What commands print as one line, without a traceback."""
 
+from collections.abc import Iterable
+from typing import Any
+
 
 class UserError(ValueError):
   """A wrong config, file or workdir; the message names field, value, remedy.
@@ -10,3 +13,16 @@ class UserError(ValueError):
 
 class DivergedError(ArithmeticError):
   """The loss of every run became NaN or infinite. Commands exit with 1."""
+
+
+def check_known(field: str, value: Any, known: Iterable[Any]) -> None:
+  """Raises UserError, naming the config's field, for an unknown value."""
+  if value not in known:
+    listed = ", ".join(map(str, known))
+    raise UserError(f"{field}={value!r} is unknown; known: {listed}.")
+
+
+def check_not_negative(field: str, value: float) -> None:
+  """Raises UserError, naming the config's field, for a negative value."""
+  if value < 0:
+    raise UserError(f"{field}={value} must not be negative.")

@@ -18,7 +18,7 @@ import numpy as np
 
 from synguide_jax import mesh as mesh_lib
 from synguide_jax.data.pixels import Pixels
-from synguide_jax.errors import UserError
+from synguide_jax.errors import check_known, UserError
 
 FEEDS = ("auto", "resident", "stream")
 # Cores that threads of one process keep busy, with less work an image than
@@ -58,10 +58,7 @@ def create(
   Raises:
     UserError: for an unknown feed or a share out of range.
   """
-  if data.feed not in FEEDS:
-    raise UserError(
-      f"data.feed={data.feed!r} is unknown; known: {', '.join(FEEDS)}."
-    )
+  check_known("data.feed", data.feed, FEEDS)
   if not 0 < data.resident_share <= 1:
     raise UserError(
       f"data.resident_share={data.resident_share} must be in (0, 1]."

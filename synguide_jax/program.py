@@ -15,7 +15,7 @@ from synguide_jax import mesh as mesh_lib
 from synguide_jax.data.augment import Augmentation
 from synguide_jax.data.experiment_data import ExperimentData
 from synguide_jax.data.feed import Feed
-from synguide_jax.errors import UserError
+from synguide_jax.errors import check_known
 from synguide_jax.evaluate import Evaluator
 from synguide_jax.images import Drawn
 from synguide_jax.methods.base import Batch, Info
@@ -63,11 +63,7 @@ class Program:
     runs: Sequence[int],
     devices: Sequence[jax.Device] | None = None,
   ):
-    if config.runs_mode not in RUNS_MODES:
-      raise UserError(
-        f"runs_mode={config.runs_mode!r} is unknown; known: "
-        f"{', '.join(RUNS_MODES)}."
-      )
+    check_known("runs_mode", config.runs_mode, RUNS_MODES)
     size, channels = config.data.image_size, data.pixels.shape[-1]
     self._runs_mode = config.runs_mode
     self._augmentation = Augmentation.from_config(config.data)

@@ -24,7 +24,7 @@ from synguide_jax.checkpoint import Checkpointer
 from synguide_jax.data import experiment_data, sources
 from synguide_jax.data.experiment_data import ExperimentData
 from synguide_jax.data.feed import Feed
-from synguide_jax.errors import DivergedError, UserError
+from synguide_jax.errors import check_known, DivergedError, UserError
 from synguide_jax.program import Arrays, Program
 from synguide_jax.results import plain
 
@@ -338,15 +338,8 @@ def _check(config: Any, program: Program, data: ExperimentData) -> None:
   for field in ("eval_every", "checkpoint_every", "eval_batch_size"):
     if config[field] < 1:
       raise UserError(f"{field}={config[field]} must be at least 1.")
-  if config.select not in SELECT:
-    raise UserError(
-      f"select={config.select!r} is unknown; known: {', '.join(SELECT)}."
-    )
-  if config.select_metric not in METRICS:
-    raise UserError(
-      f"select_metric={config.select_metric!r} is unknown; known: "
-      f"{', '.join(METRICS)}."
-    )
+  check_known("select", config.select, SELECT)
+  check_known("select_metric", config.select_metric, METRICS)
   if unknown := set(config.evaluate_on) - {"test", "synthetic", "pool"}:
     raise UserError(
       f"evaluate_on={config.evaluate_on}: {sorted(unknown)[0]!r} is unknown; "

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from synguide_jax.data import randaugment
-from synguide_jax.errors import UserError
+from synguide_jax.errors import check_known, UserError
 
 CROPS = ("random", "random_resized")
 
@@ -63,10 +63,7 @@ class Augmentation:
     Args:
       stored: Side of the images that are cropped, pixels.
     """
-    if self.crop not in CROPS:
-      raise UserError(
-        f"data.crop={self.crop!r} is unknown; known: {', '.join(CROPS)}."
-      )
+    check_known("data.crop", self.crop, CROPS)
     if self.padding < 0 or not 0 < self.size <= stored:
       raise UserError(
         f"Cannot crop {self.size} px out of {stored} px images with padding "

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from synguide_jax.data.layouts import enumerate_names
-from synguide_jax.errors import UserError
+from synguide_jax.errors import check_known, UserError
 
 MATCH = ("name", "index")
 
@@ -37,10 +37,7 @@ def match(
     f"{real_spec}: {enumerate_names(real)}. "
     f"{synthetic_spec}: {enumerate_names(synthetic)}."
   )
-  if by not in MATCH:
-    raise UserError(
-      f"data.match_classes={by!r} is unknown; known: {', '.join(MATCH)}."
-    )
+  check_known("data.match_classes", by, MATCH)
   if by == "index":
     if mapping:
       raise UserError(

@@ -21,7 +21,7 @@ from synguide_jax.data import (
 from synguide_jax.data.collection import Collection
 from synguide_jax.data.pixels import Pixels
 from synguide_jax.data.sources import ImageSet
-from synguide_jax.errors import UserError
+from synguide_jax.errors import check_known, UserError
 
 DUPLICATES = ("warn", "drop", "error")
 
@@ -280,11 +280,7 @@ def _find_duplicates(
   Returns:
     How many of the others they are, by role, and warnings.
   """
-  if data.duplicates not in DUPLICATES:
-    raise UserError(
-      f"data.duplicates={data.duplicates!r} is unknown; known: "
-      f"{', '.join(DUPLICATES)}."
-    )
+  check_known("data.duplicates", data.duplicates, DUPLICATES)
   found, notes = {}, []
   for role, held_out in _compared(data, indices):
     others = indices[role]
