@@ -31,12 +31,15 @@ class Stream:
       draws with replacement; ``"balanced"``: every class equally often, by
       shuffled passes inside each class.
     views: Independent augmentations of each image.
+    replacement: Probability with which an image is exchanged for a synthetic
+      one of its class, drawn with replacement; it stays if there is none.
   """
 
   set: str
   batch_size: int
   sampler: str = "epoch"
   views: int = 1
+  replacement: float = 0.0
 
   def __post_init__(self):
     if self.set not in SETS:
@@ -48,6 +51,8 @@ class Stream:
         f"batch_size and views must be at least 1, got {self.batch_size} and "
         f"{self.views}."
       )
+    if not 0 <= self.replacement <= 1:
+      raise UserError(f"replacement={self.replacement} must be in [0, 1].")
 
 
 # Keeps these draws apart from those of the shots.
@@ -185,6 +190,57 @@ class Sampler:
     return self._sequence(np.arange(step * size, (step + 1) * size))
 
 
+class _Replacing:
+  """Exchanges some of the images that are drawn for others of their class.
+
+  Args:
+    draw: Draws the images.
+    probability: Of each image to be exchanged.
+    members: Indices of those it is exchanged for, ``[N]``; an image of a class
+      without any stays.
+    labels: Label of every image, in ``members`` or not.
+    key: As of :class:`Sampler`.
+    weights: Weight of each member, ``[N]``, to which its chance among those of
+      its class is proportional; None: all alike.
+  """
+
+  def __init__(
+    self,
+    draw: Sampler,
+    probability: float,
+    members: np.ndarray,
+    labels: np.ndarray,
+    key: tuple[int, ...],
+    weights: np.ndarray | None = None,
+  ):
+    self._draw, self._probability = draw, probability
+    self._labels, self._key = labels, key
+    order = np.argsort(labels[members], kind="stable")
+    self._members = members[order]
+    # A class is a stretch of members, and of the sum of their weights.
+    self._classes = labels[self._members]
+    weights = np.ones(len(members)) if weights is None else weights[order]
+    self._sums = np.concatenate([[0.0], np.cumsum(weights)])
+
+  def __call__(self, step: int) -> np.ndarray:
+    """Returns the indices of the batch of ``step``, int32 ``[batch_size]``."""
+    drawn = self._draw(step)
+    # 2: the draws of a mixture have keys with 0 and 1 at this place.
+    which, where = _rng(*self._key, 2, step).random((2, len(drawn)))
+    first, end = (
+      np.searchsorted(self._classes, self._labels[drawn], side)
+      for side in ("left", "right")
+    )
+    here = (which < self._probability) & (first < end)
+    first, end = first[here], end[here]
+    low, high = self._sums[first], self._sums[end]
+    point = low + where[here] * (high - low)
+    place = np.searchsorted(self._sums, point, "right") - 1
+    # Rounded up, the point may be the beginning of the next class.
+    drawn[here] = self._members[np.minimum(place, end - 1)]
+    return drawn
+
+
 class Feed:
   """Draws the batches of all runs. Pickled, it is the indices and labels.
 
@@ -208,7 +264,7 @@ class Feed:
   ):
     self._members, self._labels, self._weights = members, labels, weights
     self._seed, self._runs = seed, tuple(runs)
-    self._cache: dict[Any, list[Sampler]] = {}
+    self._cache: dict[Any, Sampler | _Replacing] = {}
 
   def __getstate__(self) -> dict[str, Any]:
     return {**vars(self), "_cache": {}}
@@ -219,17 +275,30 @@ class Feed:
     both = [self._members_of(name, r) for name in ("real", "synthetic")]
     return np.concatenate(both)
 
+  def _weights_of(self, members: np.ndarray) -> np.ndarray | None:
+    return None if self._weights is None else self._weights[members]
+
   def _sampler(
     self, stage: int, number: int, stream: Stream, r: int
-  ) -> Sampler:
+  ) -> Sampler | _Replacing:
     place = stage, number, r
     if place not in self._cache:
       members = self._members_of(stream.set, r)
-      weights = None if self._weights is None else self._weights[members]
       key = (self._seed, self._runs[r], stage, number)
-      self._cache[place] = Sampler(
-        stream, members, self._labels[members], key, weights
+      sampler = Sampler(
+        stream, members, self._labels[members], key, self._weights_of(members)
       )
+      if stream.replacement:
+        others = self._members_of("synthetic", r)
+        sampler = _Replacing(
+          sampler,
+          stream.replacement,
+          others,
+          self._labels,
+          key,
+          self._weights_of(others),
+        )
+      self._cache[place] = sampler
     return self._cache[place]
 
   def __call__(

@@ -100,6 +100,9 @@ def test_unknown_set_and_sampler_are_named():
     Stream("real", 4, "random")
   with pytest.raises(UserError, match="batch_size"):
     Stream("real", 0)
+  for value in (-0.1, 1.5, float("nan")):
+    with pytest.raises(UserError, match=rf"replacement={value} must be in"):
+      Stream("real", 4, replacement=value)
 
 
 def _weighted(sampler, sizes, weights, batch, seed=0):
@@ -172,8 +175,111 @@ def test_a_feed_survives_pickling():
   members = {"real": [np.arange(9)] * 2, "synthetic": [np.arange(9, 30)] * 2}
   labels = np.arange(30, dtype=np.int32) % 3
   feed = Feed(members, labels, seed=1, runs=(0, 4))
-  streams = {"a": Stream("mixed", 5), "b": Stream("real", 3, "balanced")}
+  streams = {
+    "a": Stream("mixed", 5),
+    "b": Stream("real", 3, "balanced"),
+    "c": Stream("real", 4, replacement=0.5),
+  }
   first = feed(0, streams, 3)
   copy = pickle.loads(pickle.dumps(feed))
   for name, index in copy(0, streams, 3).items():
     np.testing.assert_array_equal(index, first[name])
+
+
+# Twelve real images of classes 0, 1 and 2; synthetic ones of 0 and 1 only.
+_REAL = np.arange(12)
+_SYNTHETIC = np.arange(12, 40)
+_LABELS = np.concatenate([np.arange(12) % 3, np.arange(28) % 2])
+
+
+def _exchanging(probability, runs=(0,), sampler="epoch", weights=None):
+  """A function of the step that returns the indices of 600 images a run."""
+  members = {
+    "real": [_REAL] * len(runs),
+    "synthetic": [_SYNTHETIC] * len(runs),
+  }
+  feed = Feed(members, _LABELS, seed=3, runs=runs, weights=weights)
+  stream = Stream("real", 600, sampler, replacement=probability)
+  return lambda step: feed(0, {"x": stream}, step)["x"]
+
+
+@pytest.mark.parametrize("kind", ["epoch", "uniform", "balanced"])
+def test_images_are_exchanged_for_synthetic_ones_of_their_class(kind):
+  drawn, without = (_exchanging(p, sampler=kind)(5)[0] for p in (0.3, 0.0))
+  assert drawn.dtype == without.dtype == np.int32
+  np.testing.assert_array_equal(_LABELS[drawn], _LABELS[without])
+  exchanged = drawn != without
+  assert (drawn[exchanged] >= 12).all() and (without < 12).all()
+  # There is nothing to exchange class 2 for.
+  able = _LABELS[without] < 2
+  assert not exchanged[~able].any() and (~able).sum() > 100
+  # Binomial, five standard deviations.
+  count, limit = able.sum(), 5 * np.sqrt(able.sum() * 0.3 * 0.7)
+  assert abs(exchanged.sum() - 0.3 * count) < limit
+
+
+def test_exchanged_images_are_drawn_with_replacement_from_all():
+  draw = _exchanging(0.5)
+  drawn = np.concatenate([draw(step)[0] for step in range(20)])
+  # Half of the 8,000 of classes 0 and 1, of 28 images.
+  counts = np.bincount(drawn, minlength=40)[12:]
+  expected = 4000 / 28
+  np.testing.assert_allclose(counts, expected, atol=5 * np.sqrt(expected))
+  # Passes would differ by less.
+  assert counts.std() > 5
+
+
+def test_probability_1_leaves_no_image_of_a_class_that_has_synthetic_ones():
+  drawn, without = (_exchanging(p)(0)[0] for p in (1.0, 0.0))
+  np.testing.assert_array_equal(drawn >= 12, _LABELS[without] < 2)
+
+
+def test_probability_0_draws_as_without_synthetic_images():
+  draw = _exchanging(0.0)
+  stream = Stream("real", 600)
+  plain = Sampler(stream, _REAL.astype(np.int32), _LABELS[_REAL], (3, 0, 0, 0))
+  only_real = Feed({"real": [_REAL]}, _LABELS, seed=3, runs=(0,))
+  for step in range(3):
+    np.testing.assert_array_equal(draw(step)[0], plain(step))
+    found = only_real(0, {"x": stream}, step)["x"]
+    np.testing.assert_array_equal(found, draw(step))
+
+
+def test_the_exchange_is_a_function_of_run_and_step():
+  draw = _exchanging(0.5, runs=(0, 1))
+  forward = [draw(step) for step in range(4)]
+  again = _exchanging(0.5, runs=(0, 1))
+  for step in (3, 0, 2):
+    np.testing.assert_array_equal(again(step), forward[step])
+  alone = _exchanging(0.5, runs=(1,))
+  np.testing.assert_array_equal(alone(2)[0], forward[2][1])
+  # Which places are exchanged differs; 1/2 of 600 agree by chance.
+  places = [forward[0][0] >= 12, forward[0][1] >= 12, forward[1][0] >= 12]
+  for a, b in ((0, 1), (0, 2), (1, 2)):
+    assert 100 < (places[a] != places[b]).sum() < 400
+
+
+@pytest.mark.parametrize("kind", ["epoch", "uniform"])
+def test_exchanged_images_are_drawn_by_their_weights(kind):
+  # Two sources of 8 and 20 images, the first three times the second.
+  source = np.repeat([0, 0, 1], [12, 8, 20])
+  weights = np.where(source == 0, 3 / 8, 1 / 20)
+  weights[_REAL] = 1.0
+  draw = _exchanging(1.0, sampler=kind, weights=weights)
+  drawn = np.concatenate([draw(step)[0] for step in range(20)])
+  drawn = drawn[drawn >= 12]
+  for label in (0, 1):
+    of_class = drawn[_LABELS[drawn] == label]
+    share, count = (source[of_class] == 0).mean(), len(of_class)
+    assert abs(share - 0.75) < 5 * np.sqrt(0.75 * 0.25 / count)
+    # All of them, and inside a source evenly.
+    counts = np.bincount(of_class, minlength=40)[_LABELS == label][4:]
+    np.testing.assert_allclose(counts[:4] / count, 0.75 / 4, atol=0.04)
+    np.testing.assert_allclose(counts[4:] / count, 0.25 / 10, atol=0.015)
+
+
+def test_without_synthetic_images_nothing_is_exchanged():
+  members = {"real": [_REAL], "synthetic": [np.zeros(0, np.int32)]}
+  feed = Feed(members, _LABELS, seed=3, runs=(0,))
+  whole = feed(0, {"x": Stream("real", 12, replacement=1.0)}, 0)["x"][0]
+  np.testing.assert_array_equal(np.sort(whole), _REAL)
