@@ -19,7 +19,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from synguide_jax import workdir
+from synguide_jax import method_config, workdir
 from synguide_jax.errors import UserError
 
 
@@ -115,7 +115,8 @@ def training_defaults() -> ConfigDict:
   config.optimizer.name = "adam"
   # Peak learning rate.
   config.optimizer.learning_rate = 1e-4
-  # "constant"; "cosine": falls to 0 at the end; "step": falls by ...
+  # "constant"; "cosine": falls to 0 at the end; those of the methods' authors,
+  # "asg", "csg" and "dann" (docs/methods.md); "step": falls by ...
   config.optimizer.schedule = "constant"
   # ... this factor ...
   config.optimizer.decay_factor = 0.1
@@ -125,6 +126,10 @@ def training_defaults() -> ConfigDict:
   config.optimizer.warmup_steps = 0
   # Of sgd.
   config.optimizer.momentum = 0.9
+  # Nesterov's form of it.
+  config.optimizer.nesterov = False
+  # Of adam and adamw, the decay of the mean of gradients.
+  config.optimizer.b1 = 0.9
   # Decoupled in adamw; added to the gradient in adam and sgd, as in PyTorch.
   config.optimizer.weight_decay = 0.0
 
@@ -144,7 +149,10 @@ def training_defaults() -> ConfigDict:
 
 
 def classifier_defaults() -> ConfigDict:
-  """Returns `training_defaults` and what classifiers need besides."""
+  """Returns `training_defaults` and what classifiers need besides.
+
+  The fields of single methods are in synguide_jax/method_config.py.
+  """
   config = training_defaults()
   # The trained network, M_u.
   config.model = ConfigDict()
@@ -176,36 +184,11 @@ def classifier_defaults() -> ConfigDict:
   # Stage whose pooled map guides.
   config.pretrained.feature_layer = "stage3"
 
-  # Real Guidance and Pretrained Guidance, of method "guided".
-  config.guidance = ConfigDict()
-  # RG: project the synthetic gradient where it opposes the real one.
-  config.guidance.rg = True
-  # PG-R: the PG loss on the real images.
-  config.guidance.pg_real = True
-  # PG-F: the PG loss on the synthetic images.
-  config.guidance.pg_synthetic = True
-  # lambda_1, weight of the real gradient.
-  config.guidance.real_weight = 1.0
-  # lambda_2, weight of the projected synthetic gradient.
-  config.guidance.synthetic_weight = 1.0
-  # lambda_3, weight of the PG loss; its scale depends on the reduction.
-  config.guidance.pg_weight = 10.0
-  # Stage of M_u whose pooled map is guided.
-  config.guidance.feature_layer = "stage3"
-  # "kl", "l1", "l2" or "js".
-  config.guidance.similarity = "kl"
-  # "cosine", "dot", "euclidean" or "sqeuclidean".
-  config.guidance.metric = "cosine"
-  # "batchmean", "elementmean" or "sum".
-  config.guidance.reduction = "batchmean"
-  # "pretrained_to_trained" or "trained_to_pretrained"; of kl.
-  config.guidance.direction = "pretrained_to_trained"
-  # Divides the similarities before the softmax.
-  config.guidance.temperature = 1.0
-
-  config.weighted = ConfigDict()
-  # Weight of the real cross entropy in method "weighted".
-  config.weighted.real_weight = 0.8
+  # What updates the running statistics of batch normalisation where a step has
+  # a real and a synthetic batch: "both", the real one first, or "real".
+  config.running_statistics = "both"
+  for name, section in method_config.sections().items():
+    config[name] = section
   return config
 
 

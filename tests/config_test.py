@@ -108,13 +108,14 @@ def test_rows_of_a_sweep_are_different_experiments(spec):
   assert len(folders) == len(rows)
 
 
-def test_every_default_is_explained():
-  source = (ROOT / "synguide_jax/config.py").read_text()
+@pytest.mark.parametrize("file", ["config.py", "method_config.py"])
+def test_every_default_is_explained(file):
+  source = (ROOT / "synguide_jax" / file).read_text()
   lines = [line.strip() for line in source.splitlines()]
   fields = {
     line.split(" = ")[0]: above
     for above, line in zip(lines, lines[1:], strict=False)
-    if line.startswith("config.") and "ConfigDict()" not in line
+    if line.startswith(("config.", "section.")) and "ConfigDict()" not in line
   }
   assert len(fields) > 20
   # Said in the comment of the field above.

@@ -1,6 +1,14 @@
 """A training small enough for tests, shared by several of them."""
 
 from synguide_jax import config as config_lib
+from synguide_jax.models.base import Architecture
+from synguide_jax.models.resnet import ResNet
+
+# Two stages of a block each, with batch normalisation; to be put in MODELS.
+RESNET = Architecture(
+  ResNet,
+  {"blocks": (1, 1), "bottleneck": False, "width": 4, "small_images": True},
+)
 
 
 def config(**overrides):

@@ -13,6 +13,15 @@ METHODS = {
   "aug": "synguide_jax.methods.supervised",
   "balanced": "synguide_jax.methods.supervised",
   "weighted": "synguide_jax.methods.supervised",
+  "linear_probe": "synguide_jax.methods.transfer",
+  "finetune": "synguide_jax.methods.transfer",
+  "adp": "synguide_jax.methods.two_stage",
+  "adda": "synguide_jax.methods.adda",
+  "dada": "synguide_jax.methods.dada",
+  "ltda": "synguide_jax.methods.ltda",
+  "dann": "synguide_jax.methods.dann",
+  "asg": "synguide_jax.methods.asg",
+  "csg": "synguide_jax.methods.csg",
   "a_gem": "synguide_jax.methods.guided",
   "guided": "synguide_jax.methods.guided",
   "diffusion": "synguide_jax.synthesis.diffusion",
@@ -29,9 +38,9 @@ def check_name(name: str) -> None:
 
 def needs_pretrained(config: Any) -> bool:
   """Whether the method uses the network of ``config.pretrained``."""
-  return config.method == "guided" and (
-    config.guidance.pg_real or config.guidance.pg_synthetic
-  )
+  if config.method == "guided":
+    return config.guidance.pg_real or config.guidance.pg_synthetic
+  return config.method in ("linear_probe", "finetune", "asg", "csg")
 
 
 def make(config: Any, info: Info) -> Method:

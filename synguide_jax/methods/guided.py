@@ -7,9 +7,11 @@ With RG on, a step draws a real and a synthetic batch of half the size each:
   g_f &= \nabla (CE_f + \lambda_3 L_{pg}(synthetic) [PG\text{-}F]) \\
   g &= \lambda_1 g_r + \lambda_2 \, \mathrm{project}(g_f; g_r)
 
-where project is Eq. 2 of the paper. The two forward passes are normalised by
-their own batch statistics; the running ones are updated by the real batch
-first. With RG off, one batch comes from the mixed stream of ``aug``,
+where project is Eq. 2 of the paper; without ``guidance.project_pg`` the PG
+terms are left out of both, and their gradients added to g. The two forward
+passes are normalised by their own batch statistics; the running ones are
+updated by the real batch first. With RG off, one batch comes from the mixed
+stream of ``aug``,
 
 .. math::
   g = \nabla (CE + \lambda_3 (L_{pg}(real\ rows) [PG\text{-}R]
@@ -18,6 +20,7 @@ first. With RG off, one batch comes from the mixed stream of ``aug``,
 ``a_gem`` is RG with weights (0, 1) and no PG (Chaudhry et al., ICLR 2019).
 """
 
+from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -26,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from synguide_jax import models
-from synguide_jax.errors import UserError
+from synguide_jax.errors import check_not_negative, UserError
 from synguide_jax.guidance import (
   a_gem,
   pretrained_guidance_loss,
@@ -38,14 +41,17 @@ from synguide_jax.methods import (
   optimizers,
   supervised,
 )
-from synguide_jax.methods.base import Info, Method, Stage, Stream
+from synguide_jax.methods.base import (
+  Info,
+  Method,
+  Stage,
+  StepFn,
+  Stream,
+)
 
 
 def _check(guidance: Any) -> None:
-  if guidance.pg_weight < 0:
-    raise UserError(
-      f"guidance.pg_weight={guidance.pg_weight} must not be negative."
-    )
+  check_not_negative("guidance.pg_weight", guidance.pg_weight)
 
 
 def _pg_loss(guidance: Any) -> Any:
@@ -76,91 +82,147 @@ def _real_guidance(config: Any) -> optax.GradientTransformationExtraArgs:
     raise UserError(f"guidance: {error}") from error
 
 
-def make(config: Any, info: Info) -> Method:
-  """Makes ``guided`` with the switches of ``config.guidance``, or ``a_gem``."""
+def _streams(config: Any, info: Info, rg: bool) -> dict[str, Stream]:
   guidance = config.guidance
-  _check(guidance)
-  guided = config.method == "guided"
-  rg = guidance.rg or not guided
-  pg = {
-    "real": guided and guidance.pg_real,
-    "synthetic": guided and guidance.pg_synthetic,
-  }
   if rg:
-    streams = supervised.half_streams(config, info)
-  elif pg["synthetic"] and not pg["real"] and not info.size("real"):
-    streams = {"mixed": Stream("synthetic", config.batch_size)}
-  else:
-    streams = {"mixed": Stream("mixed", config.batch_size)}
-  supervised.check_streams(config, info, streams)
-  steps = supervised.num_steps(config, info, list(streams.values())[-1])
+    return supervised.half_streams(config, info)
+  only_synthetic = config.method == "guided" and (
+    guidance.pg_synthetic and not guidance.pg_real and not info.size("real")
+  )
+  stream = Stream("synthetic" if only_synthetic else "mixed", config.batch_size)
+  return supervised.check_streams(config, info, {"mixed": stream})
 
-  trained = networks.create_trained(config, info)
-  layer = trained.model.stage(guidance.feature_layer)
-  pg_loss = _pg_loss(guidance)
+
+def _losses(config: Any, info: Info, trained: networks.Trained) -> Any:
+  """Makes what computes CE, and PG over sets of rows, of a batch.
+
+  Returns:
+    M_p, or None where no PG is wanted, and ``(params, batch_stats, frozen,
+    batch, key, rows) -> ((CE, weighted PG), (output, PG by name))``, where
+    ``rows`` names the rows of each PG term, None for all.
+  """
+  guidance = config.guidance
   network = None
   if needs_pretrained(config):
+    layer = trained.model.stage(guidance.feature_layer)
+    pg_loss = _pg_loss(guidance)
     network = networks.create_frozen(config, info)
-  tx = optimizers.create(config.optimizer, steps)
-  if rg:
-    tx = optax.named_chain(("rg", _real_guidance(config)), ("optimizer", tx))
+    frozen_layer = network.model.stage(config.pretrained.feature_layer)
 
-  def loss_fn(params, batch_stats, frozen, batch, key, rows):
-    """CE of a batch plus PG over each of the sets of rows."""
+  def losses(params, batch_stats, frozen, batch, key, rows):
     output = trained.apply(params, batch_stats, batch.images, key)
-    loss = networks.cross_entropy(output.logits, batch)
-    values = {}
+    values, pg = {}, jnp.zeros(())
     if rows:
       features = models.pool(output.features[layer])
-      target = network.features(frozen, batch.images)
+      target = network.features(frozen, batch.images, frozen_layer)
       for name, where in rows.items():
         values[f"{name}_pg"] = pg_loss(features, target, where=where)
-        loss += guidance.pg_weight * values[f"{name}_pg"]
-    return loss, (output, values)
+        pg += guidance.pg_weight * values[f"{name}_pg"]
+    ce = networks.cross_entropy(output.logits, batch)
+    return (ce, pg), (output, values)
 
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  return network, losses
 
-  def two_stream_step(state, frozen, batches, key, progress):
+
+def _gradients(losses: Any) -> Any:
+  """Makes ``args -> (loss, aux, gradient)`` of CE and PG together."""
+
+  def total(params, *args):
+    (ce, pg), aux = losses(params, *args)
+    return ce + pg, aux
+
+  def gradients(params, *args):
+    (loss, aux), grads = jax.value_and_grad(total, has_aux=True)(params, *args)
+    return loss, aux, grads
+
+  return gradients
+
+
+def _gradients_apart(losses: Any) -> Any:
+  """Makes ``args -> (loss, aux, gradient of CE, gradient of PG)``."""
+
+  def gradients(params, *args):
+    (ce, pg), pull_back, aux = jax.vjp(
+      lambda params: losses(params, *args), params, has_aux=True
+    )
+    one, zero = jnp.ones_like(ce), jnp.zeros_like(ce)
+    (of_ce,), (of_pg,) = pull_back((one, zero)), pull_back((zero, one))
+    return ce + pg, aux, of_ce, of_pg
+
+  return gradients
+
+
+def _two_stream_step(
+  config: Any,
+  losses: Any,
+  pg: Mapping[str, bool],
+  rg: optax.GradientTransformationExtraArgs,
+  tx: optax.GradientTransformation,
+) -> StepFn:
+  """Makes the step with Real Guidance."""
+  updates_statistics = supervised.updates_statistics(config)
+  together, apart = _gradients(losses), _gradients_apart(losses)
+
+  def step(state, frozen, batches, key, progress):
     del progress
-    grads, metrics, batch_stats = {}, {"loss": 0.0}, state.batch_stats
+    grads, behind = {}, []
+    metrics, batch_stats = {"loss": 0.0}, state.batch_stats
     keys = jax.random.split(key)
     for stream_key, name in zip(keys, ("real", "synthetic"), strict=True):
-      rows = {name: None} if pg[name] else {}
-      (loss, (output, values)), grads[name] = grad_fn(
-        state.params, batch_stats, frozen, batches[name], stream_key, rows
+      separate = pg[name] and not config.guidance.project_pg
+      loss, (output, values), grads[name], *of_pg = (
+        apart if separate else together
+      )(
+        state.params,
+        batch_stats,
+        frozen,
+        batches[name],
+        stream_key,
+        {name: None} if pg[name] else {},
       )
-      batch_stats = output.batch_stats
+      behind += of_pg
+      if updates_statistics(name):
+        batch_stats = output.batch_stats
       metrics["loss"] += loss
       metrics[f"{name}_accuracy"] = networks.accuracy(
         output.logits, batches[name]
       )
       metrics |= values
-    updates, opt_state = tx.update(
+    combined, rg_state = rg.update(
       grads["synthetic"],
-      state.opt_state,
+      state.opt_state["rg"],
       state.params,
       real_grads=grads["real"],
     )
-    metrics["gradient_cosine"] = opt_state["rg"].cosine
-    metrics["conflict_rate"] = opt_state["rg"].conflict.astype(jnp.float32)
+    combined = functools.reduce(optax.tree.add, behind, combined)
+    updates, tx_state = tx.update(
+      combined, state.opt_state["optimizer"], state.params
+    )
+    metrics["gradient_cosine"] = rg_state.cosine
+    metrics["conflict_rate"] = rg_state.conflict.astype(jnp.float32)
     state = state.replace(
       params=optax.apply_updates(state.params, updates),
       batch_stats=batch_stats,
-      opt_state=opt_state,
+      opt_state={"rg": rg_state, "optimizer": tx_state},
     )
     return state, metrics
 
-  def mixed_step(state, frozen, batches, key, progress):
+  return step
+
+
+def _mixed_step(
+  losses: Any, pg: Mapping[str, bool], tx: optax.GradientTransformation
+) -> StepFn:
+  """Makes the step without Real Guidance."""
+  together = _gradients(losses)
+
+  def step(state, frozen, batches, key, progress):
     del progress
     batch = batches["mixed"]
     rows = {"real": batch.real, "synthetic": ~batch.real}
-    (loss, (output, values)), grads = grad_fn(
-      state.params,
-      state.batch_stats,
-      frozen,
-      batch,
-      key,
-      {name: rows[name] for name in rows if pg[name]},
+    rows = {name: rows[name] for name in rows if pg[name]}
+    loss, (output, values), grads = together(
+      state.params, state.batch_stats, frozen, batch, key, rows
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     accuracy = networks.accuracy(output.logits, batch)
@@ -171,13 +233,39 @@ def make(config: Any, info: Info) -> Method:
     )
     return state, {"loss": loss, "mixed_accuracy": accuracy, **values}
 
+  return step
+
+
+def make(config: Any, info: Info) -> Method:
+  """Makes ``guided`` with the switches of ``config.guidance``, or ``a_gem``."""
+  guidance = config.guidance
+  _check(guidance)
+  guided = config.method == "guided"
+  pg = {
+    "real": guided and guidance.pg_real,
+    "synthetic": guided and guidance.pg_synthetic,
+  }
+  rg = _real_guidance(config) if guidance.rg or not guided else None
+  streams = _streams(config, info, rg is not None)
+  steps = supervised.num_steps(config, info, list(streams.values())[-1])
+  trained = networks.create_trained(config, info)
+  network, losses = _losses(config, info, trained)
+  tx = optimizers.create(config.optimizer, steps)
+  if rg:
+    step = _two_stream_step(config, losses, pg, rg, tx)
+  else:
+    step = _mixed_step(losses, pg, tx)
+
   def init(key, images):
     # The key itself initialises M_u, so that methods share their runs' starts.
     frozen_key = jax.random.fold_in(key, 1)
     frozen = network.init(frozen_key, images) if network else None
-    return trained.init(key, images, tx), frozen
+    state = trained.init(key, images, tx)
+    if rg:
+      opt_state = {"rg": rg.init(state.params), "optimizer": state.opt_state}
+      state = state.replace(opt_state=opt_state)
+    return state, frozen
 
-  step = two_stream_step if rg else mixed_step
   return Method(
     stages=(Stage("train", steps, streams, step),),
     init=init,

@@ -30,10 +30,12 @@ class Trained:
     model: The network.
     init_variables: ``(key, images) -> variables``, from scratch or from a
       checkpoint with a new head.
+    pretrained: Whether it is the latter.
   """
 
   model: Model
   init_variables: Callable[[jax.Array, jax.Array], Variables]
+  pretrained: bool
 
   def init(
     self, key: jax.Array, images: jax.Array, tx: optax.GradientTransformation
@@ -48,11 +50,18 @@ class Trained:
     )
 
   def apply(
-    self, params: Any, batch_stats: Any, images: jax.Array, key: jax.Array
+    self,
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    key: jax.Array | None,
+    *,
+    train: bool = True,
+    upto: str | None = None,
   ) -> Output:
-    """Runs the network in training mode."""
+    """Runs the network, by default in training mode."""
     variables = {"params": params, "batch_stats": batch_stats}
-    return self.model.apply(variables, images, train=True, rng=key)
+    return self.model.apply(variables, images, train=train, rng=key, upto=upto)
 
   def predict(
     self, state: TrainState, frozen: Any, images: jax.Array
@@ -97,20 +106,53 @@ def create_trained(config: Any, info: Info) -> Trained:
         tuple(section.mean), tuple(section.std), section.image_size or None
       ),
     )
-    return Trained(model, model.init)
+    return Trained(model, model.init, pretrained=False)
   checkpoint = _load(section.init, "model.init", section, channels)
   if checkpoint.model.name != section.name:
     raise UserError(
       f"model.init={section.init!r} holds a {checkpoint.model.name}, but "
       f"model.name is {section.name!r}."
     )
+  return _from_checkpoint(checkpoint, info)
+
+
+def create_transferred(config: Any, info: Info) -> Trained:
+  """Makes M_u from M_p, the network of the config's ``pretrained`` section.
+
+  Args:
+    config: The whole config, as for :func:`create_frozen`; with weights
+      ``"random"`` it is that untrained network, as a control.
+    info: Classes and image shape.
+
+  Returns:
+    The network, with a new head.
+
+  Raises:
+    UserError: if there is no such checkpoint.
+  """
+  section = config.pretrained
+  if section.weights == "random":
+    model = _random_model(section, info)
+    return Trained(model, model.init, pretrained=False)
+  if not section.weights:
+    raise UserError(
+      f"Method {config.method!r} trains a pretrained network, but "
+      "pretrained.weights is empty. Name a checkpoint."
+    )
+  checkpoint = _load(
+    section.weights, "pretrained.weights", section, info.image_shape[-1]
+  )
+  return _from_checkpoint(checkpoint, info)
+
+
+def _from_checkpoint(checkpoint: Pretrained, info: Info) -> Trained:
   model = with_options(checkpoint.model, num_classes=info.num_classes)
 
   def init_variables(key, images):
     fresh = model.init(key, images)
     return replace_head(checkpoint.variables, fresh)
 
-  return Trained(model, init_variables)
+  return Trained(model, init_variables, pretrained=True)
 
 
 def _load(spec: str, field: str, section: Any, channels: int) -> Pretrained:
@@ -130,21 +172,21 @@ class Frozen:
   """The frozen pretrained network, M_p.
 
   Attributes:
-    model: The network.
-    layer: The stage whose pooled map guides.
+    model: The network, with its own head.
     init: ``(key, images) -> variables``.
     per_run: Whether ``init`` uses the key.
   """
 
   model: Model
-  layer: str
   init: Callable[[jax.Array, jax.Array], Variables]
   per_run: bool
 
-  def features(self, variables: Variables, images: jax.Array) -> jax.Array:
-    """Returns pooled features ``[N, E]``; nothing behind the layer is run."""
-    output = self.model.apply(variables, images, train=False, upto=self.layer)
-    return models.pool(output.features[self.layer])
+  def features(
+    self, variables: Variables, images: jax.Array, layer: str
+  ) -> jax.Array:
+    """Returns a stage's pooled map ``[N, E]``; nothing behind it is run."""
+    output = self.model.apply(variables, images, train=False, upto=layer)
+    return models.pool(output.features[layer])
 
 
 def create_frozen(config: Any, info: Info) -> Frozen:
@@ -154,24 +196,18 @@ def create_frozen(config: Any, info: Info) -> Frozen:
     config: The whole config; ``pretrained`` has weights, which is the spec of
       a checkpoint or ``"random"`` (an untrained network of
       ``pretrained.random_model``, another one for each run), dtype,
-      image_size and feature_layer.
+      and image_size.
     info: Classes and image shape.
 
   Returns:
     The network.
 
   Raises:
-    UserError: if there is no such checkpoint or layer.
+    UserError: if there is no such checkpoint.
   """
   section = config.pretrained
   if section.weights == "random":
-    model = models.create(
-      section.random_model,
-      num_classes=info.num_classes,
-      channels=info.image_shape[-1],
-      dtype=section.dtype,
-      preprocessing=Preprocessing(size=section.image_size or None),
-    )
+    model = _random_model(section, info)
     init, per_run = model.init, True
   elif section.weights:
     checkpoint = _load(
@@ -185,11 +221,39 @@ def create_frozen(config: Any, info: Info) -> Frozen:
 
   else:
     raise UserError(
-      "Pretrained Guidance needs a pretrained network, but pretrained.weights "
-      "is empty. Name a checkpoint, or switch it off with "
-      "guidance.pg_real=False and guidance.pg_synthetic=False."
+      f"Method {config.method!r} needs a pretrained network, but "
+      "pretrained.weights is empty. Name a checkpoint; guided does without "
+      "where guidance.pg_real=False and guidance.pg_synthetic=False."
     )
-  return Frozen(model, model.stage(section.feature_layer), init, per_run)
+  return Frozen(model, init, per_run)
+
+
+def _random_model(section: Any, info: Info) -> Model:
+  return models.create(
+    section.random_model,
+    num_classes=info.num_classes,
+    channels=info.image_shape[-1],
+    dtype=section.dtype,
+    preprocessing=Preprocessing(size=section.image_size or None),
+  )
+
+
+def groups(params: Any) -> dict[str, str]:
+  """Names the groups of a network's parameters: its ``head``, ``backbone``."""
+  return {name: "head" if name == "head" else "backbone" for name in params}
+
+
+def backbone_rate(rate: float, field: str, trained: Trained) -> float:
+  """Returns a learning rate's factor; -1: 0.1 for a checkpoint, else 1.
+
+  Raises:
+    UserError: for any other negative one, naming the field.
+  """
+  if rate == -1:
+    return 0.1 if trained.pretrained else 1.0
+  if rate < 0:
+    raise UserError(f"{field}={rate} must not be negative, or -1.")
+  return rate
 
 
 def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:

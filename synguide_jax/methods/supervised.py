@@ -6,21 +6,32 @@ With CE_s the mean cross entropy of stream s, each minimises sum_s w_s CE_s:
   fake      CE_synthetic
   aug       CE_mixed, the union of both sets, every image equally likely
   balanced  CE_real + CE_synthetic, half of the batch each
-  weighted  w CE_real + (1 - w) CE_synthetic, w = ``weighted.real_weight``
+  weighted  w CE_real + (1 - w) CE_synthetic, w = ``weighted.real_weight``, as
+            in DataDream (Kim et al., ECCV 2024); or CE of real images of which
+            each is exchanged, with ``weighted.replacement_probability``, for a
+            synthetic one of its class, as in DA-Fusion (Trabucco et al., ICLR
+            2024) and Diff-Mix (Wang et al., CVPR 2024)
 
 ``balanced`` and ``weighted`` run two forward passes, real first, each
-normalised by its own batch statistics, as Real Guidance does; it is Real
-Guidance without the projection.
+normalised by its own batch statistics, as Real Guidance does; ``balanced`` is
+Real Guidance without the projection.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
 
-from synguide_jax.errors import UserError
+from synguide_jax.errors import check_known, UserError
 from synguide_jax.methods import networks, optimizers
-from synguide_jax.methods.base import Info, Method, Stage, Stream
+from synguide_jax.methods.base import (
+  Info,
+  Method,
+  Stage,
+  StepFn,
+  Stream,
+)
 
 
 def half_streams(config: Any, info: Info) -> dict[str, Stream]:
@@ -44,9 +55,11 @@ def check_streams(
     needed = ("real", "synthetic") if stream.set == "mixed" else (stream.set,)
     for name in needed:
       if not info.size(name):
+        empty = f"data.{name} is empty"
+        if name == "real" and config.data.real:
+          empty = f"there are none: data.shots={config.data.shots}"
         raise UserError(
-          f"Method {config.method!r} needs {name} images, but data.{name} is "
-          "empty."
+          f"Method {config.method!r} needs {name} training images, but {empty}."
         )
   return streams
 
@@ -66,9 +79,12 @@ def num_steps(config: Any, info: Info, stream: Stream) -> int:
 def _streams_and_weights(
   config: Any, info: Info
 ) -> tuple[dict[str, Stream], dict[str, float]]:
+  """Returns the batches of a step and the weights of their cross entropies."""
   if config.method == "balanced":
     return half_streams(config, info), {"real": 1.0, "synthetic": 1.0}
   if config.method == "weighted":
+    if config.weighted.replacement_probability:
+      return _replacement(config, info), {"replaced": 1.0}
     weight = config.weighted.real_weight
     if not 0 <= weight <= 1:
       raise UserError(f"weighted.real_weight={weight} must be in [0, 1].")
@@ -79,22 +95,56 @@ def _streams_and_weights(
   return check_streams(config, info, streams), {name: 1.0}
 
 
-def make(config: Any, info: Info) -> Method:
-  """Makes ``real``, ``fake``, ``aug``, ``balanced`` or ``weighted``."""
-  streams, weights = _streams_and_weights(config, info)
-  # An epoch is one pass over the synthetic images where there are any.
-  steps = num_steps(config, info, list(streams.values())[-1])
-  trained = networks.create_trained(config, info)
-  tx = optimizers.create(config.optimizer, steps)
+def _replacement(config: Any, info: Info) -> dict[str, Stream]:
+  probability = config.weighted.replacement_probability
+  if not 0 <= probability <= 1:
+    raise UserError(
+      f"weighted.replacement_probability={probability} must be in [0, 1]."
+    )
+  check_streams(config, info, {"mixed": Stream("mixed", config.batch_size)})
+  stream = Stream("real", config.batch_size, replacement=probability)
+  return {"replaced": stream}
+
+
+def updates_statistics(config: Any) -> Callable[[str], bool]:
+  """Returns which of a step's streams update the running statistics.
+
+  Raises:
+    UserError: for an unknown ``config.running_statistics``.
+  """
+  kept = config.running_statistics
+  check_known("running_statistics", kept, ("both", "real"))
+  return lambda name: kept == "both" or name != "synthetic"
+
+
+def descend(
+  trained: networks.Trained,
+  tx: optax.GradientTransformation,
+  weights: Mapping[str, float],
+  *,
+  train: bool = True,
+  updates: Callable[[str], bool] = lambda name: True,
+) -> StepFn:
+  """Makes the step that descends a weighted sum of cross entropies.
+
+  Args:
+    trained: The network.
+    tx: The optimiser.
+    weights: Weight of each stream's mean cross entropy, in the order of the
+      forward passes.
+    train: Whether the network is in training mode.
+    updates: Which streams update the running statistics.
+  """
 
   def loss_fn(params, batch_stats, batches, key):
     loss, metrics = 0.0, {}
     keys = jax.random.split(key, len(weights))
     for stream_key, (name, weight) in zip(keys, weights.items(), strict=True):
       output = trained.apply(
-        params, batch_stats, batches[name].images, stream_key
+        params, batch_stats, batches[name].images, stream_key, train=train
       )
-      batch_stats = output.batch_stats
+      if updates(name):
+        batch_stats = output.batch_stats
       loss += weight * networks.cross_entropy(output.logits, batches[name])
       metrics[f"{name}_accuracy"] = networks.accuracy(
         output.logits, batches[name]
@@ -112,6 +162,18 @@ def make(config: Any, info: Info) -> Method:
       params=params, batch_stats=batch_stats, opt_state=opt_state
     )
     return state, metrics
+
+  return step
+
+
+def make(config: Any, info: Info) -> Method:
+  """Makes ``real``, ``fake``, ``aug``, ``balanced`` or ``weighted``."""
+  streams, weights = _streams_and_weights(config, info)
+  # An epoch is one pass over the synthetic images where there are any.
+  steps = num_steps(config, info, list(streams.values())[-1])
+  trained = networks.create_trained(config, info)
+  tx = optimizers.create(config.optimizer, steps)
+  step = descend(trained, tx, weights, updates=updates_statistics(config))
 
   def init(key, images):
     return trained.init(key, images, tx), None

@@ -41,7 +41,9 @@ def test_frozen_network_gets_what_it_expects(folder):
   frozen = networks.create_frozen(config, INFO)
   images = jax.random.uniform(KEY, (2, *INFO.image_shape))
   variables = jax.jit(frozen.init)(KEY, images)
-  features = jax.jit(frozen.features)(variables, images)
+  features = jax.jit(frozen.features, static_argnums=2)(
+    variables, images, "stage3"
+  )
   prepared = jax.image.resize(images, (2, 16, 16, 3), "bilinear")
   prepared = (prepared - jnp.array([0.4, 0.5, 0.6])) / jnp.array(
     [0.2, 0.3, 0.4]
@@ -113,7 +115,9 @@ def test_real_weights_guide_the_cifar_config():
   frozen = networks.create_frozen(config, info)
   images = jax.random.uniform(KEY, (4, *info.image_shape))
   variables = jax.jit(frozen.init)(KEY, images)
-  features = jax.jit(frozen.features)(variables, images)
+  features = jax.jit(frozen.features, static_argnums=2)(
+    variables, images, "stage3"
+  )
   # Of its third stage, 1/16 of the side.
   assert features.shape == (4, 96)
   loss = pretrained_guidance_loss(jax.random.normal(KEY, (4, 256)), features)

@@ -9,7 +9,7 @@ import pytest
 from synguide_jax import methods, models
 from synguide_jax.errors import UserError
 from synguide_jax.guidance import pretrained_guidance_loss
-from synguide_jax.methods.base import Batch, Info
+from synguide_jax.methods.base import Batch, Info, Stream
 from tests import tiny
 
 INFO = Info(
@@ -117,6 +117,26 @@ def test_plain_methods_descend_their_loss(method, losses):
   assert_close(applied, flat(grads))
 
 
+def test_weighted_with_replacement_descends_the_batch_it_gets():
+  method = make(method="weighted", **{"weighted.replacement_probability": 0.5})
+  assert method.stages[0].streams == {
+    "replaced": Stream("real", 16, replacement=0.5)
+  }
+  state, _, applied, metrics = one_step(method)
+  # The exchange is the feed's; weighted.real_weight is of no use.
+  value, grads = jax.jit(jax.value_and_grad(cross_entropy))(state.params, REAL)
+  np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+  assert_close(applied, flat(grads))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5])
+def test_a_bad_replacement_probability_is_named(value):
+  with pytest.raises(
+    UserError, match=f"weighted.replacement_probability={value} must be in"
+  ):
+    make(method="weighted", **{"weighted.replacement_probability": value})
+
+
 @pytest.mark.parametrize("pg_real", [False, True])
 @pytest.mark.parametrize("pg_synthetic", [False, True])
 def test_rg_projects_gradients_that_include_pg(pg_real, pg_synthetic):
@@ -202,10 +222,11 @@ def test_methods_start_a_run_from_the_same_weights():
     jax.tree.map(np.testing.assert_array_equal, start, starts[0])
 
 
-def test_running_statistics_see_the_real_batch_first():
+def test_running_statistics_see_the_real_batch_first(monkeypatch):
+  monkeypatch.setitem(models.MODELS, "tiny", tiny.RESNET)
   method = make(
     **{
-      "model.name": "cifar_resnet18",
+      "model.name": "tiny",
       "guidance.pg_real": False,
       "guidance.pg_synthetic": False,
     }
@@ -214,7 +235,7 @@ def test_running_statistics_see_the_real_batch_first():
   (stage,) = method.stages
   batches = {"real": REAL, "synthetic": SYNTHETIC}
   new, _ = jax.jit(stage.step)(state, frozen, batches, KEY, 0.0)
-  network = models.create("cifar_resnet18", num_classes=3, channels=1)
+  network = models.create("tiny", num_classes=3, channels=1)
 
   @jax.jit
   def statistics(batch_stats, images):
@@ -273,7 +294,7 @@ def test_optimisers_are_optax_s(optimizer, transform):
 def test_a_missing_set_is_named():
   info = Info(INFO.class_names, INFO.image_shape, {"real": (4, 4, 4)})
   for name in ("fake", "aug", "balanced", "weighted", "a_gem", "guided"):
-    with pytest.raises(UserError, match=f"'{name}' needs synthetic images"):
+    with pytest.raises(UserError, match=f"'{name}' needs synthetic training"):
       methods.make(tiny.config(method=name), info)
 
 

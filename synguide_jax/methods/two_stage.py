@@ -1,0 +1,133 @@
+"""Methods that begin on synthetic images; ``adp``, which then trains on real.
+
+Wang et al. (WACV 2024, Section 5.3) train 150 epochs on synthetic images and
+then 50 epochs with real ones, instead of 200. ``adp`` descends the cross
+entropy of either; ADDA, DADA and LTDA share its first stage.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from synguide_jax.errors import check_known, UserError
+from synguide_jax.methods import networks, optimizers, supervised
+from synguide_jax.methods.base import Info, Method, Stage, Stream
+from synguide_jax.state import TrainState
+
+
+def lengths(
+  config: Any, info: Info, first: Stream, second: Stream
+) -> tuple[int, int]:
+  """Steps of the two stages, as ``config.two_stage`` divides the training.
+
+  Args:
+    config: The whole config; num_steps is divided if it is set, else
+      num_epochs.
+    info: Sizes of the sets.
+    first: The stream whose epochs the first stage's are.
+    second: A stream of the second stage; its epochs are passes over the set
+      ``two_stage.second_epochs_of`` in batches of this size.
+
+  Raises:
+    UserError: for a share out of (0, 1), an unknown set, or a stage without a
+      step.
+  """
+  section = config.two_stage
+  share, of = section.first_share, section.second_epochs_of
+  if not 0 < share < 1:
+    raise UserError(f"two_stage.first_share={share} must be in (0, 1).")
+  check_known("two_stage.second_epochs_of", of, ("real", "synthetic"))
+  if config.num_steps > 0:
+    steps = round(share * config.num_steps)
+    steps = steps, config.num_steps - steps
+    if not all(steps):
+      raise UserError(
+        f"num_steps={config.num_steps} leaves one of two stages without a step."
+      )
+    return steps
+  if config.num_epochs <= 0:
+    # For the error.
+    supervised.num_steps(config, info, first)
+  over = dataclasses.replace(second, set=of)
+  return (
+    info.num_steps(first, epochs=share * config.num_epochs),
+    info.num_steps(over, epochs=(1 - share) * config.num_epochs),
+  )
+
+
+def pretraining(
+  config: Any,
+  info: Info,
+  trained: networks.Trained,
+  tx: optax.GradientTransformation,
+  num_steps: int,
+) -> Stage:
+  """Makes the first stage: cross entropy on synthetic images."""
+  streams = supervised.check_streams(config, info, first_streams(config))
+  step = supervised.descend(trained, tx, {"synthetic": 1.0})
+  return Stage("pretrain", num_steps, streams, step)
+
+
+def first_streams(config: Any) -> dict[str, Stream]:
+  """The batches of the first stage."""
+  return {"synthetic": Stream("synthetic", config.batch_size)}
+
+
+def optimizers_of(
+  config: Any, steps: tuple[int, int]
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+  """The optimisers of two stages that train the same parameters.
+
+  Returns:
+    Two of their own, or twice one for both, by ``two_stage.reset_optimizer``.
+  """
+  if config.two_stage.reset_optimizer:
+    return tuple(optimizers.create(config.optimizer, n) for n in steps)
+  return (optimizers.create(config.optimizer, sum(steps)),) * 2
+
+
+def enter_with(
+  config: Any, tx: optax.GradientTransformation
+) -> Callable[[TrainState, jax.Array], TrainState]:
+  """Makes the ``enter`` of the second of two such stages."""
+
+  def enter(state, key):
+    del key
+    if config.two_stage.reset_optimizer:
+      state = state.replace(opt_state=tx.init(state.params))
+    return state
+
+  return enter
+
+
+def make(config: Any, info: Info) -> Method:
+  """Makes ``adp``."""
+  trained = networks.create_trained(config, info)
+  real: Mapping[str, Stream] = supervised.check_streams(
+    config, info, {"real": Stream("real", config.batch_size)}
+  )
+  first = first_streams(config)["synthetic"]
+  steps = lengths(config, info, first, real["real"])
+  before, after = optimizers_of(config, steps)
+
+  def init(key, images):
+    return trained.init(key, images, before), None
+
+  return Method(
+    stages=(
+      pretraining(config, info, trained, before, steps[0]),
+      Stage(
+        "adapt",
+        steps[1],
+        real,
+        supervised.descend(trained, after, {"real": 1.0}),
+        enter_with(config, after),
+      ),
+    ),
+    init=init,
+    predict=trained.predict,
+    model=trained.model,
+  )

@@ -1,0 +1,147 @@
+"""Two steps of Real and Pretrained Guidance, and A-GEM, against PyTorch."""
+
+import itertools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+torch = pytest.importorskip(
+  "torch", reason="PyTorch is not installed; see the parity extra"
+)
+import torch.nn.functional as F  # noqa: E402
+
+from tests.methods import twin  # noqa: E402
+
+pytestmark = pytest.mark.parity
+REAL, SYNTHETIC = twin.batch(1, 8, True), twin.batch(2, 8, False)
+MIXED = twin.batch(3, 16, np.array([True, False, False, True] * 4))
+WEIGHT = 3.0
+
+
+def pg_loss(features, pretrained):
+  """KL between the rows of cosine similarities, the diagonal left out."""
+  count = len(features)
+  log_p, log_q = (
+    F.log_softmax(
+      (unit @ unit.T)[~torch.eye(count, dtype=bool)].view(count, -1), dim=1
+    )
+    for unit in (F.normalize(pretrained), F.normalize(features))
+  )
+  return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def losses(params, stats, m_p, batch, rows):
+  """CE of a batch and the sum of PG over sets of rows."""
+  logits, maps = twin.forward(params, stats, batch.images, train=True)
+  with torch.no_grad():
+    _, frozen_maps = twin.forward(*m_p, batch.images, train=False)
+  features, pretrained = (
+    of["stage2"].mean((2, 3)) for of in (maps, frozen_maps)
+  )
+  pg = sum((pg_loss(features[r], pretrained[r]) for r in rows), 0.0)
+  return twin.cross_entropy(logits, batch), WEIGHT * pg
+
+
+def gradient(loss, params):
+  if not torch.is_tensor(loss):
+    return torch.zeros(sum(leaf.numel() for leaf in twin.leaves(params)))
+  leaves = twin.leaves(params)
+  grads = torch.autograd.grad(
+    loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+  )
+  return torch.cat([g.flatten() for g in grads])
+
+
+def direction(params, stats, m_p, pg_real, pg_synthetic, rg, project_pg):
+  """What is descended, as one vector."""
+  everything = torch.ones(8, dtype=bool)
+  if not rg:
+    real = torch.tensor(MIXED.real)
+    rows = [real] * pg_real + [~real] * pg_synthetic
+    return gradient(sum(losses(params, stats, m_p, MIXED, rows)), params)
+  parts = []
+  for batch, on in ((REAL, pg_real), (SYNTHETIC, pg_synthetic)):
+    ce, pg = losses(params, stats, m_p, batch, [everything] * on)
+    parts.append((gradient(ce, params), gradient(pg, params)))
+  behind = 0.0
+  (g_r, pg_r), (g_f, pg_f) = parts
+  if project_pg:
+    g_r, g_f = g_r + pg_r, g_f + pg_f
+  else:
+    behind = pg_r + pg_f
+  dot = g_f @ g_r
+  if dot < 0:
+    g_f = g_f - dot / (g_r @ g_r) * g_r
+  return 0.5 * g_r + 2.0 * g_f + behind
+
+
+@pytest.mark.parametrize(
+  "rg, pg_real, pg_synthetic, project_pg",
+  [
+    *(
+      (*switches, True)
+      for switches in itertools.product([False, True], repeat=3)
+    ),
+    (True, True, True, False),
+    (True, False, True, False),
+  ],
+)
+def test_two_steps(rg, pg_real, pg_synthetic, project_pg, monkeypatch):
+  method = twin.make(
+    monkeypatch,
+    **{
+      "guidance.rg": rg,
+      "guidance.pg_real": pg_real,
+      "guidance.pg_synthetic": pg_synthetic,
+      "guidance.project_pg": project_pg,
+      "guidance.real_weight": 0.5,
+      "guidance.synthetic_weight": 2.0,
+      "guidance.pg_weight": WEIGHT,
+      "guidance.feature_layer": "stage2",
+      "pretrained.feature_layer": "stage2",
+    },
+  )
+  key = jax.random.key(0)
+  state, frozen = jax.jit(method.init)(key, REAL.images[:1])
+  state = state.replace(
+    params=twin.shaken(state.params), batch_stats=twin.shaken(state.batch_stats)
+  )
+  params = twin.to_torch(state.params, trained=True)
+  stats = twin.to_torch(state.batch_stats)
+  m_p = None, None
+  if pg_real or pg_synthetic:
+    frozen = twin.shaken(frozen, seed=1)
+    m_p = tuple(twin.to_torch(frozen[c]) for c in ("params", "batch_stats"))
+  else:
+    # It guides nothing.
+    m_p = params, stats
+  (stage,) = method.stages
+  batches = {"real": REAL, "synthetic": SYNTHETIC, "mixed": MIXED}
+  step, buffer = jax.jit(stage.step), 0.0
+  for progress in (0.0, 0.5):
+    state, _ = step(
+      state,
+      frozen,
+      {name: batches[name] for name in stage.streams},
+      key,
+      progress,
+    )
+    descended = direction(
+      params, stats, m_p, pg_real, pg_synthetic, rg, project_pg
+    )
+    buffer = twin.MOMENTUM * buffer + descended
+    parts = buffer.split([leaf.numel() for leaf in twin.leaves(params)])
+    with torch.no_grad():
+      for leaf, part in zip(twin.leaves(params), parts, strict=True):
+        leaf -= twin.RATE * part.view_as(leaf)
+  twin.assert_tree_close(state.params, params)
+  twin.assert_tree_close(state.batch_stats, stats)
+  trace = optax.tree.get(state.opt_state, "trace")
+  np.testing.assert_allclose(
+    np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(trace)]),
+    buffer,
+    rtol=2e-4,
+    atol=1e-5,
+  )
