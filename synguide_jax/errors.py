@@ -23,6 +23,6 @@ def check_known(field: str, value: Any, known: Iterable[Any]) -> None:
 
 
 def check_not_negative(field: str, value: float) -> None:
-  """Raises UserError, naming the config's field, for a negative value."""
-  if value < 0:
+  """Raises UserError, naming the field, for a value below 0, or NaN."""
+  if not value >= 0:
     raise UserError(f"{field}={value} must not be negative.")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from synguide_jax.errors import UserError
+from synguide_jax.errors import check_known, check_not_negative, UserError
 from synguide_jax.models.mlp import MLP
 
 
@@ -62,14 +62,9 @@ def check(
     UserError: for a value that is unknown, or negative.
   """
   for field, known in choices.items():
-    if section[field] not in known:
-      raise UserError(
-        f"{name}.{field}={section[field]!r} is unknown; known: "
-        f"{', '.join(known)}."
-      )
+    check_known(f"{name}.{field}", section[field], known)
   for field in numbers:
-    if not section[field] >= 0:
-      raise UserError(f"{name}.{field}={section[field]} must not be negative.")
+    check_not_negative(f"{name}.{field}", section[field])
 
 
 def discriminator(

@@ -276,9 +276,11 @@ def _adapt(
 
 
 def _accuracies(logits, batches) -> dict[str, jax.Array]:
-  target = {name: domain_logit(logits[name]) > 0 for name in logits}
-  right = jnp.stack([~target["synthetic"], target["real"]])
-  accuracies = {"domain_accuracy": right.mean(dtype=jnp.float32)}
+  accuracies = {
+    "domain_accuracy": adversarial.domain_accuracy(
+      -domain_logit(logits["synthetic"]), -domain_logit(logits["real"])
+    )
+  }
   for name in logits:
     accuracies[f"{name}_accuracy"] = networks.accuracy(
       logits[name][:, :-1], batches[name]
