@@ -50,7 +50,7 @@ def get_config(arg=None):
 
 
 def get_sweep(arg=None):
-  """Returns the rows of Table 4 that can be trained."""
+  """Returns the rows of Table 4."""
   del arg
   # The paper's "Baseline (Real)" has all 45,000 images.
   return [*paper.low_shot_rows(), {"method": "real", "data.shots": -1}]

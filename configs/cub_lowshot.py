@@ -41,6 +41,6 @@ def get_config(arg=None):
 
 
 def get_sweep(arg=None):
-  """Returns the rows of Table 4 that can be trained."""
+  """Returns the rows of Table 4."""
   del arg
   return paper.low_shot_rows()

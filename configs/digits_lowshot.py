@@ -16,6 +16,8 @@ The argument chooses the synthetic images, see configs/generators/digits.py:
 `digits_lowshot.py:narrow` (the default), `:weak`, `:strong`, or `:smoke`.
 """
 
+import itertools
+
 from synguide_jax import config as config_lib
 
 ARGS = ("narrow", "weak", "strong", "smoke")
@@ -67,20 +69,25 @@ def get_config(arg=None):
 def get_sweep(arg=None):
   """Returns the rows of the experiment's table, as overrides."""
   letters = get_config(arg).pretrained.weights
+  plain = ("real", "fake", "aug", "balanced", "weighted")
+  published = ("adp", "adda", "dada", "dann", "ltda", "asg", "csg", "a_gem")
+  # RG, PG-R and PG-F: all of them but the one without any, which is aug.
   switches = ("guidance.rg", "guidance.pg_real", "guidance.pg_synthetic")
-  methods = ("real", "fake", "aug", "balanced", "weighted", "a_gem")
+  combinations = list(itertools.product((False, True), repeat=3))[1:]
   return [
-    *({"method": method} for method in methods),
-    # The rows of Table 4: RG, PG-R, PG-F.
+    *({"method": method} for method in plain),
+    {"method": "weighted", "weighted.replacement_probability": 0.5},
+    *({"method": method} for method in published),
+    # The zero-shot "Ours" of Table 2, which sees no real image.
+    {
+      "method": "guided",
+      "data.shots": 0,
+      "guidance.rg": False,
+      "guidance.pg_real": False,
+    },
     *(
       {"method": "guided", **dict(zip(switches, on, strict=True))}
-      for on in (
-        (False, True, True),
-        (True, False, False),
-        (True, True, False),
-        (True, False, True),
-        (True, True, True),
-      )
+      for on in combinations
     ),
     # lambda_3 chosen on validation, out of 10, 30, 100 and 300.
     {"method": "guided", "guidance.pg_weight": 100.0},
@@ -91,7 +98,10 @@ def get_sweep(arg=None):
       "guidance.pg_weight": 100.0,
       "pretrained.weights": "random",
     },
-    {"method": "aug", "model.init": letters},
+    {"method": "linear_probe", "transfer.train_on": "real"},
+    {"method": "linear_probe"},
+    {"method": "finetune", "transfer.train_on": "real"},
+    {"method": "finetune"},
     {"method": "guided", "model.init": letters},
     # The real images that were there: what the synthetic ones compete with.
     {"method": "real", "data.shots": -1},

@@ -33,6 +33,6 @@ def get_config(arg=None):
 
 
 def get_sweep(arg=None):
-  """Returns the rows of Table 2 that can be trained."""
+  """Returns the rows of Table 2."""
   del arg
   return paper.zero_shot_rows()

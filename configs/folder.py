@@ -52,6 +52,6 @@ def get_config(arg=None):
 
 
 def get_sweep(arg=None):
-  """Returns the rows of the paper's Table 4 that can be trained."""
+  """Returns the rows of the paper's Table 4."""
   del arg
   return paper.low_shot_rows()
