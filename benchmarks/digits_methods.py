@@ -3,11 +3,13 @@
   python -m benchmarks.digits_methods
 
 Trains each row of configs/digits_lowshot.py's sweep with each learning rate of
-one grid, takes the one with the best mean validation accuracy, and prints the
-test accuracy of that. Workdirs are those of `synguide_jax.sweep`, so that what
-is finished is not trained again.
+one grid, and each rate of the second stage where there is one, takes what has
+the best mean validation accuracy, and prints the test accuracy of that. The
+workdirs are those of `synguide_jax.sweep`; what is finished is not trained
+again.
 """
 
+import itertools
 import time
 
 from absl import app, flags
@@ -15,13 +17,17 @@ from absl import app, flags
 from synguide_jax import config as config_lib
 from synguide_jax import console, experiment, workdir
 from synguide_jax.analysis import table
+from synguide_jax.errors import DivergedError
 
 _CONFIG = flags.DEFINE_string("config", "configs/digits_lowshot.py", "Config.")
 _NUM_RUNS = flags.DEFINE_integer("num_runs", 5, "Runs of each.")
 _RATES = flags.DEFINE_multi_float(
-  "rates", [5e-4, 2e-3, 8e-3], "Learning rates to choose from."
+  "rates", [2e-3, 8e-3, 3.2e-2], "Learning rates to choose from."
 )
-_RATE = "optimizer.learning_rate"
+_SECOND_RATES = flags.DEFINE_multi_float(
+  "second_rates", [1.0, 0.01], "Those of second stages, relative to it."
+)
+_TWO_STAGES = ("adp", "adda", "dada", "ltda")
 
 
 def _percent(summary):
@@ -42,18 +48,34 @@ def _difference(results, reference):
   return f"{100 * found['mean']:+.2f} +- {100 * found['standard_error']:.2f}"
 
 
-def _best(base, row):
-  """Trains a row with each rate; returns all results and the best of them."""
+def _tried(base, row):
+  """Trains a row with each choice; returns results by (rate, second rate)."""
+  seconds = _SECOND_RATES.value if row["method"] in _TWO_STAGES else [1.0]
   tried = {}
-  for rate in _RATES.value:
-    overrides = {**row, _RATE: rate, "num_runs": _NUM_RUNS.value}
+  for rate, second in itertools.product(_RATES.value, seconds):
+    overrides = {
+      **row,
+      "num_runs": _NUM_RUNS.value,
+      "optimizer.learning_rate": rate,
+      "two_stage.second_rate": second,
+    }
     config = config_lib.override(base, overrides)
     folder = workdir.default_workdir(_CONFIG.value, config, base)
-    tried[rate] = experiment.run(config, folder, show_progress=False)
-  best = max(
-    tried, key=lambda rate: tried[rate]["validation"]["accuracy"]["mean"]
-  )
-  return tried, best
+    try:
+      tried[rate, second] = experiment.run(config, folder, show_progress=False)
+    except DivergedError:
+      console.say(f"{folder}: no run is left")
+  return tried
+
+
+def _validation(results):
+  """Mean over the runs, those that diverged counted as 0."""
+  accuracy = results["validation"]["accuracy"]
+  return accuracy["mean"] * accuracy["n"] / len(results["runs"])
+
+
+def _choice(rate, second):
+  return f"{rate:g}" if second == 1 else f"{rate:g}, then x {second:g}"
 
 
 def main(argv):
@@ -64,23 +86,22 @@ def main(argv):
   base = config_lib.load(_CONFIG.value)
   rows = []
   for row in config_lib.load_sweep(_CONFIG.value):
-    name = table.label(
-      workdir.flatten(config_lib.override(base, row).to_dict()), row
+    flat = workdir.flatten(config_lib.override(base, row).to_dict())
+    name, tried = table.label(flat, row), _tried(base, row)
+    best = max(tried, key=lambda choice, of=tried: _validation(of[choice]))
+    rows.append((name, best, tried[best]))
+    console.say(
+      f"{name}: "
+      + "; ".join(
+        f"{_choice(*choice)}: {100 * _validation(results):.1f}"
+        for choice, results in tried.items()
+      )
     )
-    tried, best = _best(base, row)
-    rows.append((name, tried, best))
-    console.say(f"{name}: {_RATE} {best}")
-  references = {
-    name: tried[best] for name, tried, best in rows if name in table.REFERENCES
-  }
-  rates = " / ".join(f"{rate:g}" for rate in _RATES.value)
-  header = ["method", "accuracy", "n"]
-  header += [f"vs {name}" for name in references]
-  header += ["on synthetic", "learning rate", f"validation at {rates}"]
-  header += ["train s"]
+  references = {n: results for n, _, results in rows if n in table.REFERENCES}
+  header = ["method", "accuracy", "n", *(f"vs {name}" for name in references)]
+  header += ["on synthetic", "learning rate", "validation", "train s"]
   lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-  for name, tried, best in rows:
-    results = tried[best]
+  for name, best, results in rows:
     lines.append(
       [
         name,
@@ -88,11 +109,8 @@ def main(argv):
         str(results["test"]["accuracy"]["n"]),
         *(_difference(results, of) for of in references.values()),
         _percent(results["synthetic"]["accuracy"]),
-        f"{best:g}",
-        " / ".join(
-          f"{100 * of['validation']['accuracy']['mean']:.1f}"
-          for of in tried.values()
-        ),
+        _choice(*best),
+        f"{100 * _validation(results):.1f}",
         f"{results['seconds']['train']:.1f}",
       ]
     )

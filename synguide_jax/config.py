@@ -184,9 +184,6 @@ def classifier_defaults() -> ConfigDict:
   # Stage whose pooled map guides.
   config.pretrained.feature_layer = "stage3"
 
-  # What updates the running statistics of batch normalisation where a step has
-  # a real and a synthetic batch: "both", the real one first, or "real".
-  config.running_statistics = "both"
   for name, section in method_config.sections().items():
     config[name] = section
   return config

@@ -1,6 +1,6 @@
 """What commands print as one line, without a traceback."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -26,3 +26,26 @@ def check_not_negative(field: str, value: float) -> None:
   """Raises UserError, naming the field, for a value below 0, or NaN."""
   if not value >= 0:
     raise UserError(f"{field}={value} must not be negative.")
+
+
+def check_section(
+  name: str,
+  section: Any,
+  choices: Mapping[str, tuple[str, ...]],
+  numbers: tuple[str, ...] = (),
+) -> None:
+  """Checks fields of a method's section.
+
+  Args:
+    name: The section's name.
+    section: The section.
+    choices: What is known, by field.
+    numbers: Fields that must not be negative.
+
+  Raises:
+    UserError: for a value that is unknown, or negative.
+  """
+  for field, known in choices.items():
+    check_known(f"{name}.{field}", section[field], known)
+  for field in numbers:
+    check_not_negative(f"{name}.{field}", section[field])

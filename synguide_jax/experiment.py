@@ -107,11 +107,12 @@ def load_classifier(workdir: Path, results: Mapping[str, Any], run: int) -> Any:
     raise UserError(f"Run {run} of {workdir} diverged.")
   import jax
 
-  from synguide_jax import inputs
+  from synguide_jax import inputs, methods
   from synguide_jax.models.pretrained import Pretrained
   from synguide_jax.train import load_trained
 
   config = workdir_lib.config(workdir)
+  methods.check_is_network(config)
   made = inputs.make(config, functools.partial(train, show_progress=False))
   program, state = load_trained(config, workdir, inputs=made)
   if program.method.predict is None:

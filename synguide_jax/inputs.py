@@ -52,6 +52,8 @@ def needed(config: Any) -> list[tuple[str, str, str]]:
     value = config.get(section, {}).get(field, "")
     if section == "pretrained" and not methods.needs_pretrained(config):
       continue
+    if section == "model" and not methods.uses_model(config):
+      continue
     for spec, _ in sources.parse_weights(value):
       if spec.startswith((GENERATE, TRAIN)):
         specs.append((section, field, spec))
@@ -88,8 +90,20 @@ def check(config: Any) -> None:
       instead[spec] = config.data.real
       # These would be said of the stand-in.
       stand_in.data.duplicates = "warn"
-    elif section == "model":
+      continue
+    methods.check_is_network(made_by)
+    # As its checkpoint will say, unless this config does.
+    size = stand_in[section].image_size or made_by.model.image_size
+    stand_in[section].image_size = size
+    if section == "model":
       stand_in.model.init = "scratch"
+      if (
+        methods.uses_model(made_by) and made_by.model.name != config.model.name
+      ):
+        raise UserError(
+          f"model.init={spec!r} is a {made_by.model.name}, but model.name is "
+          f"{config.model.name!r}."
+        )
     else:
       stand_in.pretrained.weights = "random"
       stand_in.pretrained.random_model = made_by.model.name

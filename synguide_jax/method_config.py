@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 def sections() -> dict[str, ConfigDict]:
   """Returns the sections by name."""
   return {
+    "two_streams": _two_streams(),
     "guidance": _guidance(),
     "weighted": _weighted(),
     "transfer": _transfer(),
@@ -22,6 +23,27 @@ def sections() -> dict[str, ConfigDict]:
     "dada": _dada(),
     "ltda": _ltda(),
   }
+
+
+def _two_streams() -> ConfigDict:
+  """Of steps with a real and a synthetic batch; the paper says nothing of them.
+
+  Of "balanced", "weighted", "guided" with RG, "a_gem", "dann", and the second
+  stage of "adda" and "dada".
+  """
+  section = ConfigDict()
+  # Share of batch_size that is real.
+  section.real_share = 0.5
+  # How real images are drawn: "epoch", in shuffled passes, "uniform", with
+  # replacement, or "balanced", all classes alike.
+  section.real_sampler = "epoch"
+  # Batch normalisation of the two: "separate" passes, or "joint"; dann has a
+  # field of its own, adda and dada are always separate.
+  section.batch_norm = "separate"
+  # What updates the running statistics: "both", the real batch first (in dada
+  # the synthetic one), or "real"; adda's M_t sees real images only.
+  section.running_statistics = "both"
+  return section
 
 
 def _guidance() -> ConfigDict:
@@ -45,7 +67,8 @@ def _guidance() -> ConfigDict:
   section.project_pg = True
   # Stage of M_u whose pooled map is guided.
   section.feature_layer = "stage3"
-  # "kl", "l1", "l2" or "js".
+  # "kl", "l1", "l2" or "js". But for kl and js take elementmean, and a weight
+  # near 1: what batchmean sums over a row is of the order of its length.
   section.similarity = "kl"
   # "cosine", "dot", "euclidean" or "sqeuclidean".
   section.metric = "cosine"
@@ -69,7 +92,10 @@ def _weighted() -> ConfigDict:
 
 
 def _transfer() -> ConfigDict:
-  """Of "linear_probe" and "finetune", which train the network M_p itself."""
+  """Of "linear_probe" and "finetune", which train the network M_p itself.
+
+  They have no use for the section "model".
+  """
   section = ConfigDict()
   # "real", "synthetic" or "mixed", their union.
   section.train_on = "mixed"
@@ -88,6 +114,8 @@ def _two_stage() -> ConfigDict:
   # "finetuned on real data for 50 epochs", which few images make few steps) or
   # "synthetic".
   section.second_epochs_of = "real"
+  # Learning rate of the second stage, in units of optimizer.learning_rate.
+  section.second_rate = 1.0
   # Whether adp and ltda begin the second stage with a new optimizer and a new
   # schedule; the paper does not say. The others always do.
   section.reset_optimizer = True
@@ -124,8 +152,7 @@ def _csg() -> ConfigDict:
   section.weight = 0.1
   # Stages compared, in any order; (): the last two, as the official code.
   section.layers = ()
-  # "attention" (A-Pool), and the new head sees the last layer so; or "average",
-  # and it sees the embedding.
+  # How their maps become vectors: "attention" (A-Pool) or "average".
   section.pooling = "attention"
   # Length of the compared vectors.
   section.dimension = 128
@@ -178,7 +205,7 @@ def _dann() -> ConfigDict:
 def _adda() -> ConfigDict:
   section = ConfigDict()
   # What the discriminator sees: "logits", as in the official code, or
-  # "embedding". The classifier stays as the first stage left it.
+  # "embedding".
   section.features = "logits"
   # Inverted labels on "both" halves, as the official code (half the gradient),
   # or on the "target".
@@ -190,11 +217,14 @@ def _adda() -> ConfigDict:
   # "leaky_relu" or "relu".
   section.activation = "leaky_relu"
   # Half the squared norm of its weights is added with this factor, which the
-  # official code declares, minimising a loss without it.
+  # official code declares, minimising a loss without it. optimizer.weight_decay
+  # is added to that.
   section.discriminator_decay = 2.5e-5
-  # Learning rate of the network in the second stage, in units of
-  # optimizer.learning_rate.
+  # Learning rate of the network in the second stage, in units of that stage's.
   section.encoder_rate = 1.0
+  # Of its head; the official code, whose discriminator sees what the last layer
+  # makes, adapts it too.
+  section.head_rate = 0.0
   # Of the discriminator, likewise.
   section.discriminator_rate = 1.0
   return section

@@ -112,6 +112,7 @@ PUBLISHED = {
     "optimizer.name": "adam",
     "optimizer.learning_rate": 2e-4,
     "optimizer.b1": 0.5,
+    "adda.activation": "relu",
   },
   "dada": {
     # 128 of each domain.

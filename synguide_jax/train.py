@@ -387,7 +387,7 @@ def _check_finite(config: Any, carry: Arrays, stage: str, since: int) -> None:
   if (diverged >= 0).all():
     raise DivergedError(
       f"{message}; no run is left. Lower optimizer.learning_rate or the "
-      "guidance weights."
+      "weights of the method's losses."
     )
   logging.warning("%s; excluded from the results.", message)
 

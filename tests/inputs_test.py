@@ -69,3 +69,29 @@ def test_the_rest_of_a_mixture_is_checked_before_anything_is_made():
 def test_a_generator_would_see_what_folds_test_on():
   with pytest.raises(UserError, match="data.folds=3: generate:.* trained on"):
     inputs.check(_config(folds=3, test=0))
+
+
+def test_what_would_be_made_in_vain_is_refused_before():
+  config = tiny.config(method="fake", **{"model.name": "cifar_resnet18"})
+  config.model.init = "train:configs/letters.py"
+  with pytest.raises(UserError, match="is a small_cnn, but model.name is 'cif"):
+    inputs.check(config)
+  Path("asg.py").write_text(
+    "from synguide_jax import config\n\n\n"
+    "def get_config(arg=None):\n"
+    "  c = config.classifier_defaults()\n"
+    "  c.method = 'asg'\n"
+    "  return c\n"
+  )
+  config.model.init = "train:asg.py"
+  with pytest.raises(UserError, match="set asg.head='linear'"):
+    inputs.check(config)
+
+
+def test_a_network_that_is_not_trained_is_not_made():
+  config = tiny.config(**{"model.init": "train:configs/letters.py"})
+  specs = {}
+  for name in ("aug", "finetune"):
+    config.method = name
+    specs[name] = [section for section, *_ in inputs.needed(config)]
+  assert specs == {"aug": ["model"], "finetune": []}

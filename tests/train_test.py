@@ -399,7 +399,7 @@ def test_training_stops_when_no_run_is_left(one_run_diverges, tmp_path):
     ({"seed": -1}, "seed=-1"),
     ({"evaluate_on": ("tset",)}, "'tset'"),
     ({"eval_every": 0}, "eval_every=0"),
-    ({"batch_size": 15}, "batch_size=15 must be even"),
+    ({"batch_size": 15}, "batch_size=15 times two_streams.real_share=0.5 must"),
     ({"num_steps": 0, "num_epochs": 0.0}, "num_epochs=0.0"),
     ({"data.real": "digitz"}, "digitz"),
     ({"data.shots": 500}, "data.shots=500"),

@@ -24,6 +24,15 @@ REFERENCES = ("aug", "balanced")
 _SILENT = ("num_runs", "first_run", "eval_batch_size", "checkpoint_every")
 # Of the section data; images are the same in memory and streamed.
 _FEED = ("feed", "resident_share", "num_workers")
+# What rows of one table may do differently with the same images.
+_AUGMENTATION = (
+  "padding",
+  "crop",
+  "min_crop_area",
+  "flip",
+  "randaugment_layers",
+  "randaugment_magnitude",
+)
 _SWITCHES = {
   "guidance.rg": "RG",
   "guidance.pg_real": "PG-R",
@@ -50,7 +59,7 @@ def gather(folders: Sequence[Path]) -> list[dict[str, Any]]:
   for folder in folders:
     if (results := workdir.results(Path(folder))) is not None:
       data = dict(results["config"]["data"])
-      for field in ("shots", *_FEED):
+      for field in ("shots", *_FEED, *_AUGMENTATION):
         data.pop(field, None)
       key = json.dumps([data, results["config"]["seed"]], sort_keys=True)
       tables[key].append((str(folder), results))

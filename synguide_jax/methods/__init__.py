@@ -43,6 +43,22 @@ def needs_pretrained(config: Any) -> bool:
   return config.method in ("linear_probe", "finetune", "asg", "csg")
 
 
+def check_is_network(config: Any) -> None:
+  """Raises UserError if what is trained is more than a network with a head."""
+  if config.method in ("asg", "csg"):
+    head = config[config.method].head
+    if head != "linear":
+      raise UserError(
+        f"Method {config.method!r} trains a network under a head of two "
+        f"layers, which has no common form: set {config.method}.head='linear'."
+      )
+
+
+def uses_model(config: Any) -> bool:
+  """Whether the method trains the network of ``config.model``."""
+  return config.method not in ("linear_probe", "finetune")
+
+
 def make(config: Any, info: Info) -> Method:
   """Makes the method ``config.method``.
 

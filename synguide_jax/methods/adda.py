@@ -42,12 +42,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from synguide_jax.errors import check_section
 from synguide_jax.methods import (
   adversarial,
   networks,
   optimizers,
-  supervised,
   two_stage,
+  two_streams,
 )
 from synguide_jax.methods.base import Info, Method, Stage, StepFn
 from synguide_jax.models import Output
@@ -108,7 +109,7 @@ def mapping_loss(
 
 
 def _check(section: Any) -> None:
-  adversarial.check(
+  check_section(
     "adda",
     section,
     {
@@ -117,7 +118,12 @@ def _check(section: Any) -> None:
       "updates": ("simultaneous", "alternating"),
       "activation": ("leaky_relu", "relu"),
     },
-    numbers=("discriminator_decay", "encoder_rate", "discriminator_rate"),
+    numbers=(
+      "discriminator_decay",
+      "encoder_rate",
+      "head_rate",
+      "discriminator_rate",
+    ),
   )
 
 
@@ -131,15 +137,15 @@ def _seen(section: Any, output: Output) -> jax.Array:
 def _optimizers(
   config: Any, num_steps: int
 ) -> dict[str, optax.GradientTransformation]:
-  """The second stage's optimisers; the encoder's leaves the head alone."""
-  section = config.adda
-  rates = {"backbone": section.encoder_rate, "head": 0.0}
+  """The second stage's optimisers."""
+  section, optimizer = config.adda, two_stage.second_optimizer(config)
+  rates = {"backbone": section.encoder_rate, "head": section.head_rate}
   return {
     "encoder": optimizers.create_grouped(
-      config.optimizer, num_steps, rates, networks.groups
+      optimizer, num_steps, rates, networks.groups
     ),
     "discriminator": optimizers.create_grouped(
-      config.optimizer,
+      optimizer,
       num_steps,
       {"discriminator": section.discriminator_rate},
       lambda params: "discriminator",
@@ -220,12 +226,10 @@ def _step(
       state.opt_state["encoder"],
       state.params,
     )
-    of_synthetic = trained.predict(state, None, synthetic.images)
     metrics |= {
       "loss": loss + metrics["discriminator_loss"],
       "mapping_loss": loss,
       "real_accuracy": networks.accuracy(output.logits, real),
-      "synthetic_accuracy": networks.accuracy(of_synthetic, synthetic),
     }
     state = state.replace(
       params=params,
@@ -265,7 +269,7 @@ def _adaptation(
       },
     )
 
-  streams = supervised.half_streams(config, info)
+  streams = two_streams.streams(config, info)
   step = _step(section, trained, judge, txs)
   return Stage("adapt", num_steps, streams, step, enter)
 
@@ -278,7 +282,7 @@ def make(config: Any, info: Info) -> Method:
     config,
     info,
     two_stage.first_streams(config)["synthetic"],
-    supervised.half_streams(config, info)["real"],
+    two_streams.streams(config, info)["real"],
   )
   tx = optimizers.create(config.optimizer, steps[0])
 

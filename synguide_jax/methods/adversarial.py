@@ -1,12 +1,11 @@
 """What the adversarial methods, DANN, ADDA and DADA, have in common."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from synguide_jax.errors import check_known, check_not_negative, UserError
+from synguide_jax.errors import UserError
 from synguide_jax.models.mlp import MLP
 
 
@@ -42,29 +41,6 @@ def domain_accuracy(source: jax.Array, target: jax.Array) -> jax.Array:
   """
   found = (source > 0).mean(dtype=jnp.float32)
   return 0.5 * (found + (target <= 0).mean(dtype=jnp.float32))
-
-
-def check(
-  name: str,
-  section: Any,
-  choices: Mapping[str, tuple[str, ...]],
-  numbers: tuple[str, ...] = (),
-) -> None:
-  """Checks fields of a method's section.
-
-  Args:
-    name: The section's name.
-    section: The section.
-    choices: What is known, by field.
-    numbers: Fields that must not be negative.
-
-  Raises:
-    UserError: for a value that is unknown, or negative.
-  """
-  for field, known in choices.items():
-    check_known(f"{name}.{field}", section[field], known)
-  for field in numbers:
-    check_not_negative(f"{name}.{field}", section[field])
 
 
 def discriminator(

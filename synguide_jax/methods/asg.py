@@ -91,7 +91,7 @@ def _old_head(
 def make(config: Any, info: Info) -> Method:
   """Makes ``asg``."""
   check_not_negative("asg.kl_weight", config.asg.kl_weight)
-  streams = supervised.check_streams(
+  streams = networks.check_streams(
     config, info, {"synthetic": Stream("synthetic", config.batch_size)}
   )
   steps = supervised.num_steps(config, info, streams["synthetic"])
@@ -150,8 +150,9 @@ def make(config: Any, info: Info) -> Method:
     )
     updates, opt_state = tx.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
+    network_params = params.pop("network")
     state = state.replace(
-      params=params.pop("network"),
+      params=network_params,
       batch_stats=output.batch_stats,
       opt_state=opt_state,
       extra={**state.extra, **params},

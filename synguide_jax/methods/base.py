@@ -47,8 +47,9 @@ class Info:
   Attributes:
     class_names: Names of the classes, in label order.
     image_shape: ``(H, W, C)`` of the images a step receives.
-    class_counts: Images per class and run, by set: ``"real"`` (the run's
-      training images) and, if there is one, ``"synthetic"``.
+    class_counts: Images per class, by set: ``"real"`` (a run's training images,
+      in cross-validation the first run's) and, if there is one,
+      ``"synthetic"``.
   """
 
   class_names: tuple[str, ...]

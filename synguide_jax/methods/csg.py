@@ -15,11 +15,11 @@ The key looks where M_u would look, at what M_p sees there, and has no gradient.
 images' keys are in a queue, which the step's keys join after its loss:
 
 .. math::
-  L = CE(h(A(u(x); u(x))), y) + w \sum_{layers} InfoNCE(q, k, queue)
+  L = CE(h(f(x)), y) + w \sum_{layers} InfoNCE(q, k, queue)
 
-with :math:`w` = ``csg.weight`` and the classifying head :math:`h` on the last
-of the layers. With ``csg.pooling="average"``, A is the mean over the positions,
-and :math:`h` sees the embedding.
+with :math:`w` = ``csg.weight`` and the classifying head :math:`h` on M_u's
+embedding :math:`f`, as in ASG. With ``csg.pooling="average"``, A is the mean
+over the positions.
 
 Chen et al., `Contrastive Syn-to-Real Generalization
 <https://arxiv.org/abs/2104.02290>`_, ICLR 2021. The official code has a queue
@@ -252,13 +252,10 @@ def _check_networks(
 ) -> dict[str, tuple[int, ...]]:
   """Returns the shapes of M_u's features, if those of M_p will do."""
   if not new_head.same_architecture(m_u, m_p):
-    field = "weights"
-    if config.pretrained.weights == "random":
-      field = "random_model"
     raise UserError(
       "Method 'csg' needs identical architectures, but M_u is a "
       f"{new_head.describe(m_u)} and M_p a {new_head.describe(m_p)}; change "
-      f"model.name or pretrained.{field}."
+      "model.name, or pretrained.weights (random: pretrained.random_model)."
     )
   shapes, frozen = (
     new_head.feature_shapes(model, info) for model in (m_u, m_p)
@@ -326,7 +323,7 @@ def make(config: Any, info: Info) -> Method:
   section = config.csg
   _check(section)
   stream = Stream("synthetic", config.batch_size, views=section.views)
-  streams = supervised.check_streams(config, info, {"synthetic": stream})
+  streams = networks.check_streams(config, info, {"synthetic": stream})
   steps = supervised.num_steps(config, info, stream)
   queue_size = _queue_size(config, info)
   trained = networks.create_trained(config, info)
@@ -334,13 +331,7 @@ def make(config: Any, info: Info) -> Method:
   layers = _layers(config, trained)
   shapes = _check_networks(config, info, trained.model, network.model, layers)
   pool = _POOLINGS[section.pooling]
-  classifier = new_head.create_classifier(
-    config,
-    info,
-    trained,
-    "embedding" if section.pooling == "average" else layers[-1],
-    lambda features: pool(features, features),
-  )
+  classifier = new_head.create_classifier(config, info, trained)
   tx = new_head.create_optimizer(config, steps, trained)
   heads = {x: MLP((shapes[x][-1], section.dimension)) for x in layers}
   contrast = _Contrast(heads, pool, section.temperature)

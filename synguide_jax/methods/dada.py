@@ -41,13 +41,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from synguide_jax.errors import check_known, check_not_negative
+from synguide_jax.errors import check_section
 from synguide_jax.methods import (
   adversarial,
   networks,
   optimizers,
-  supervised,
   two_stage,
+  two_streams,
 )
 from synguide_jax.methods.base import Info, Method, Stage, StepFn
 from synguide_jax.models import Output, pool
@@ -189,11 +189,6 @@ def objectives(
   )
 
 
-def _check(section: Any) -> None:
-  check_not_negative("dada.weight", section.weight)
-  check_known("dada.schedule", section.schedule, ("progress", "constant"))
-
-
 def _domain_head(key: jax.Array, width: int) -> dict[str, jax.Array]:
   kernel = jax.nn.initializers.lecun_normal()(key, (width, 1))
   return {"kernel": kernel, "bias": jnp.zeros(1)}
@@ -211,9 +206,9 @@ def _adapt(
 ) -> StepFn:
   """Makes the second stage's step."""
   section = config.dada
-  updates_statistics = supervised.updates_statistics(config)
+  updates_statistics = two_streams.updates_statistics(config)
 
-  def losses_fn(variables, batch_stats, batches, key, weight):
+  def objectives_fn(variables, batch_stats, batches, key, weight):
     logits, keys = {}, jax.random.split(key)
     for stream_key, name in zip(keys, ("synthetic", "real"), strict=True):
       output = trained.apply(
@@ -222,7 +217,7 @@ def _adapt(
       logits[name] = _with_domain(output, variables["domain_head"])
       if updates_statistics(name):
         batch_stats = output.batch_stats
-    losses = objectives(
+    of_classifier, of_features = objectives(
       logits["synthetic"],
       batches["synthetic"].labels,
       logits["real"],
@@ -230,13 +225,14 @@ def _adapt(
       discriminative=section.discriminative,
     )
     metrics = {
-      "loss": losses[0],
-      "feature_loss": losses[1],
+      "loss": of_classifier,
+      "feature_loss": of_features,
       "entropy": entropy(logits["real"]),
       "domain_weight": weight,
       **_accuracies(logits, batches),
     }
-    return losses, (batch_stats, metrics)
+    values = {"classifier": of_classifier, "features": of_features}
+    return values, (batch_stats, metrics)
 
   def step(state, frozen, batches, key, progress):
     del frozen
@@ -244,28 +240,22 @@ def _adapt(
     if section.schedule == "progress":
       weight *= adversarial.ramp(progress)
     variables = {"network": state.params, **state.extra}
-    # One forward pass, and no more than one backward pass through the features:
-    # what the classifier's objective would have them do is not used, and so not
-    # computed.
-    losses, pullback, (batch_stats, metrics) = jax.vjp(
-      lambda v: losses_fn(v, state.batch_stats, batches, key, weight),
+    _, found, (batch_stats, metrics) = two_streams.gradients(
+      lambda v: objectives_fn(v, state.batch_stats, batches, key, weight),
       variables,
-      has_aux=True,
     )
-    one, zero = jnp.ones_like(losses[0]), jnp.zeros_like(losses[1])
-    (of_classifier,) = pullback((one, zero))
-    (of_features,) = pullback((zero, one))
     groups = {"network": networks.groups(state.params), "domain_head": "head"}
     grads = jax.tree.map(
       lambda group, head, rest: head if group == "head" else rest,
       groups,
-      of_classifier,
-      of_features,
+      found["classifier"],
+      found["features"],
     )
     updates, opt_state = tx.update(grads, state.opt_state, variables)
     variables = optax.apply_updates(variables, updates)
+    params = variables.pop("network")
     state = state.replace(
-      params=variables.pop("network"),
+      params=params,
       batch_stats=batch_stats,
       opt_state=opt_state,
       extra=variables,
@@ -290,12 +280,18 @@ def _accuracies(logits, batches) -> dict[str, jax.Array]:
 
 def make(config: Any, info: Info) -> Method:
   """Makes ``dada``; its predictions are over the K classes."""
-  _check(config.dada)
-  streams = supervised.half_streams(config, info)
+  check_section(
+    "dada",
+    config.dada,
+    {"schedule": ("progress", "constant")},
+    numbers=("weight",),
+  )
+  streams = two_streams.streams(config, info)
   first = two_stage.first_streams(config)["synthetic"]
   steps = two_stage.lengths(config, info, first, streams["real"])
   trained = networks.create_trained(config, info)
-  before, after = (optimizers.create(config.optimizer, n) for n in steps)
+  before = optimizers.create(config.optimizer, steps[0])
+  after = optimizers.create(two_stage.second_optimizer(config), steps[1])
 
   def init(key, images):
     return trained.init(key, images, before), None

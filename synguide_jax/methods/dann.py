@@ -1,6 +1,6 @@
 r"""DANN: features from which no discriminator can tell the domains apart.
 
-Real images are the target, synthetic ones the source, half of the batch each.
+Real images are the target, synthetic ones the source, each a part of the batch.
 With f the network's embedding, C its head, D the discriminator and R the
 reversal of gradients, a step descends
 
@@ -35,14 +35,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from synguide_jax.errors import UserError
-from synguide_jax.methods import adversarial, networks, optimizers, supervised
+from synguide_jax.errors import check_section
+from synguide_jax.methods import (
+  adversarial,
+  networks,
+  optimizers,
+  supervised,
+  two_streams,
+)
 from synguide_jax.methods.base import Info, Method, Stage
+from synguide_jax.methods.two_streams import Forward
 from synguide_jax.models.mlp import MLP
 from synguide_jax.state import TrainState
 
-# In the order of the forward passes.
-_STREAMS = ("real", "synthetic")
 # Steps in which lambda rises with schedule "steps" as it otherwise does in all.
 _RAMP_STEPS = 10_000
 
@@ -122,52 +127,14 @@ def _domain_weight(
   return weight
 
 
-def _network(
-  config: Any, trained: networks.Trained
-) -> Callable[..., tuple[list[jax.Array], list[jax.Array], Any]]:
-  """Returns the forward pass, or passes: logits and embeddings of each stream.
-
-  Raises:
-    UserError: if the statistics of both streams together are to be kept of one.
-  """
-  updates = supervised.updates_statistics(config)
-  if config.dann.batch_norm == "joint" and not updates("synthetic"):
-    raise UserError(
-      f"running_statistics={config.running_statistics!r} needs "
-      "dann.batch_norm='separate': joint statistics are of all images."
-    )
-
-  def joint(params, batch_stats, batches, key):
-    images = jnp.concatenate([batches[name].images for name in _STREAMS])
-    output = trained.apply(params, batch_stats, images, key)
-    logits = jnp.split(output.logits, 2)
-    embeddings = jnp.split(output.features["embedding"], 2)
-    return logits, embeddings, output.batch_stats
-
-  def separate(params, batch_stats, batches, key):
-    logits, embeddings = [], []
-    for stream_key, name in zip(jax.random.split(key), _STREAMS, strict=True):
-      output = trained.apply(
-        params, batch_stats, batches[name].images, stream_key
-      )
-      if updates(name):
-        batch_stats = output.batch_stats
-      logits.append(output.logits)
-      embeddings.append(output.features["embedding"])
-    return logits, embeddings, batch_stats
-
-  return joint if config.dann.batch_norm == "joint" else separate
-
-
 def _check(section: Any) -> None:
-  adversarial.check(
+  check_section(
     "dann",
     section,
     {
       "labels": ("both", "source"),
       "schedule": ("progress", "steps", "constant"),
       "reduction": ("mean", "sum"),
-      "batch_norm": ("joint", "separate"),
     },
     numbers=("domain_weight",),
   )
@@ -180,34 +147,40 @@ def _groups(params: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _loss(section: Any, network: Callable[..., Any], discriminator: MLP) -> Any:
+def _loss(section: Any, forward: Forward, discriminator: MLP) -> Any:
   """Returns the loss of the network's and the discriminator's parameters."""
 
-  def classification(real, synthetic, batches):
-    loss = networks.cross_entropy(synthetic, batches["synthetic"])
+  def classification(outputs, batches):
+    losses = {
+      name: networks.cross_entropy(output.logits, batches[name])
+      for name, output in outputs.items()
+    }
     if section.labels == "source":
-      return loss
-    return 0.5 * networks.cross_entropy(real, batches["real"]) + 0.5 * loss
+      return losses["synthetic"]
+    return 0.5 * losses["real"] + 0.5 * losses["synthetic"]
 
   def loss_fn(params, batch_stats, batches, key, domain_weight):
-    (real, synthetic), embeddings, batch_stats = network(
-      params["network"], batch_stats, batches, key
+    outputs, batch_stats = forward(params["network"], batch_stats, batches, key)
+    seen = reverse_gradient(
+      jnp.concatenate([o.features["embedding"] for o in outputs.values()]),
+      domain_weight,
     )
-    seen = reverse_gradient(jnp.concatenate(embeddings), domain_weight)
     domains = discriminator.apply(
       params["discriminator"], seen, jax.random.fold_in(key, 2)
     )
-    target, source = jnp.split(domains[:, 0], 2)
+    target, source = jnp.split(domains[:, 0], [len(batches["real"].labels)])
     adversary = domain_loss(source, target, section.reduction)
-    loss = classification(real, synthetic, batches) + adversary
+    loss = classification(outputs, batches) + adversary
     metrics = {
       "loss": loss,
-      "real_accuracy": networks.accuracy(real, batches["real"]),
-      "synthetic_accuracy": networks.accuracy(synthetic, batches["synthetic"]),
       "domain_loss": adversary,
       "domain_accuracy": adversarial.domain_accuracy(source, target),
       "domain_weight": domain_weight,
     }
+    for name, output in outputs.items():
+      metrics[f"{name}_accuracy"] = networks.accuracy(
+        output.logits, batches[name]
+      )
     return loss, (batch_stats, metrics)
 
   return loss_fn
@@ -217,12 +190,12 @@ def make(config: Any, info: Info) -> Method:
   """Makes ``dann``, as ``config.dann`` says."""
   section = config.dann
   _check(section)
-  streams = supervised.half_streams(config, info)
+  streams = two_streams.streams(config, info)
   steps = supervised.num_steps(config, info, streams["synthetic"])
   discriminator = adversarial.discriminator("dann", section, outputs=1)
   weight = _domain_weight(section, steps)
   trained = networks.create_trained(config, info)
-  network = _network(config, trained)
+  forward = two_streams.forward(trained, config, "dann.batch_norm")
   rate = networks.backbone_rate(
     section.backbone_rate, "dann.backbone_rate", trained
   )
@@ -233,7 +206,7 @@ def make(config: Any, info: Info) -> Method:
     _groups,
   )
 
-  grad_fn = jax.grad(_loss(section, network, discriminator), has_aux=True)
+  grad_fn = jax.grad(_loss(section, forward, discriminator), has_aux=True)
 
   def step(state, frozen, batches, key, progress):
     del frozen

@@ -9,9 +9,9 @@ With RG on, a step draws a real and a synthetic batch of half the size each:
 
 where project is Eq. 2 of the paper; without ``guidance.project_pg`` the PG
 terms are left out of both, and their gradients added to g. The two forward
-passes are normalised by their own batch statistics; the running ones are
-updated by the real batch first. With RG off, one batch comes from the mixed
-stream of ``aug``,
+passes are normalised by their own batch statistics, and the running ones are
+updated by the real batch first, unless ``config.two_streams`` says otherwise.
+With RG off, one batch comes from the mixed stream of ``aug``,
 
 .. math::
   g = \nabla (CE + \lambda_3 (L_{pg}(real\ rows) [PG\text{-}R]
@@ -40,6 +40,7 @@ from synguide_jax.methods import (
   networks,
   optimizers,
   supervised,
+  two_streams,
 )
 from synguide_jax.methods.base import (
   Info,
@@ -48,10 +49,6 @@ from synguide_jax.methods.base import (
   StepFn,
   Stream,
 )
-
-
-def _check(guidance: Any) -> None:
-  check_not_negative("guidance.pg_weight", guidance.pg_weight)
 
 
 def _pg_loss(guidance: Any) -> Any:
@@ -85,21 +82,31 @@ def _real_guidance(config: Any) -> optax.GradientTransformationExtraArgs:
 def _streams(config: Any, info: Info, rg: bool) -> dict[str, Stream]:
   guidance = config.guidance
   if rg:
-    return supervised.half_streams(config, info)
-  only_synthetic = config.method == "guided" and (
-    guidance.pg_synthetic and not guidance.pg_real and not info.size("real")
-  )
-  stream = Stream("synthetic" if only_synthetic else "mixed", config.batch_size)
-  return supervised.check_streams(config, info, {"mixed": stream})
+    streams = two_streams.streams(config, info)
+  else:
+    only_synthetic = config.method == "guided" and (
+      guidance.pg_synthetic and not guidance.pg_real and not info.size("real")
+    )
+    name = "synthetic" if only_synthetic else "mixed"
+    streams = networks.check_streams(
+      config, info, {name: Stream(name, config.batch_size)}
+    )
+  for stream in streams.values():
+    if needs_pretrained(config) and stream.batch_size < 2:
+      raise UserError(
+        f"batch_size={config.batch_size} is too small for Pretrained Guidance, "
+        "which compares pairs of images."
+      )
+  return streams
 
 
 def _losses(config: Any, info: Info, trained: networks.Trained) -> Any:
   """Makes what computes CE, and PG over sets of rows, of a batch.
 
   Returns:
-    M_p, or None where no PG is wanted, and ``(params, batch_stats, frozen,
-    batch, key, rows) -> ((CE, weighted PG), (output, PG by name))``, where
-    ``rows`` names the rows of each PG term, None for all.
+    M_p, or None where no PG is wanted, and ``(output, frozen, batch, rows) ->
+    (CE, weighted PG, PG by name)``, where ``rows`` names the rows of each PG
+    term, None for all.
   """
   guidance = config.guidance
   network = None
@@ -109,8 +116,7 @@ def _losses(config: Any, info: Info, trained: networks.Trained) -> Any:
     network = networks.create_frozen(config, info)
     frozen_layer = network.model.stage(config.pretrained.feature_layer)
 
-  def losses(params, batch_stats, frozen, batch, key, rows):
-    output = trained.apply(params, batch_stats, batch.images, key)
+  def losses(output, frozen, batch, rows):
     values, pg = {}, jnp.zeros(())
     if rows:
       features = models.pool(output.features[layer])
@@ -118,83 +124,95 @@ def _losses(config: Any, info: Info, trained: networks.Trained) -> Any:
       for name, where in rows.items():
         values[f"{name}_pg"] = pg_loss(features, target, where=where)
         pg += guidance.pg_weight * values[f"{name}_pg"]
-    ce = networks.cross_entropy(output.logits, batch)
-    return (ce, pg), (output, values)
+    return networks.cross_entropy(output.logits, batch), pg, values
 
   return network, losses
 
 
-def _gradients(losses: Any) -> Any:
-  """Makes ``args -> (loss, aux, gradient)`` of CE and PG together."""
+def _passes(config: Any, trained: networks.Trained) -> Any:
+  """Returns the forward passes of a step, each of some of its streams.
 
-  def total(params, *args):
-    (ce, pg), aux = losses(params, *args)
-    return ce + pg, aux
+  Returns:
+    ``key -> [(key, forward)]``.
+  """
+  if two_streams.is_joint(config):
+    both = two_streams.forward(trained, config)
+    return lambda key: [(key, both)]
+  updates = two_streams.updates_statistics(config)
 
-  def gradients(params, *args):
-    (loss, aux), grads = jax.value_and_grad(total, has_aux=True)(params, *args)
-    return loss, aux, grads
+  def one(name):
+    def forward(params, batch_stats, batches, key):
+      images = batches[name].images
+      output = trained.apply(params, batch_stats, images, key)
+      kept = output.batch_stats if updates(name) else batch_stats
+      return {name: output}, kept
 
-  return gradients
+    return forward
 
+  def passes(key):
+    keys = jax.random.split(key)
+    return [
+      (of_pass, one(name))
+      for name, of_pass in zip(two_streams.NAMES, keys, strict=True)
+    ]
 
-def _gradients_apart(losses: Any) -> Any:
-  """Makes ``args -> (loss, aux, gradient of CE, gradient of PG)``."""
-
-  def gradients(params, *args):
-    (ce, pg), pull_back, aux = jax.vjp(
-      lambda params: losses(params, *args), params, has_aux=True
-    )
-    one, zero = jnp.ones_like(ce), jnp.zeros_like(ce)
-    (of_ce,), (of_pg,) = pull_back((one, zero)), pull_back((zero, one))
-    return ce + pg, aux, of_ce, of_pg
-
-  return gradients
+  return passes
 
 
 def _two_stream_step(
   config: Any,
+  trained: networks.Trained,
   losses: Any,
   pg: Mapping[str, bool],
   rg: optax.GradientTransformationExtraArgs,
   tx: optax.GradientTransformation,
 ) -> StepFn:
   """Makes the step with Real Guidance."""
-  updates_statistics = supervised.updates_statistics(config)
-  together, apart = _gradients(losses), _gradients_apart(losses)
+  passes = _passes(config, trained)
+
+  def objectives(outputs, frozen, batches):
+    """What is differentiated, g_r and g_f's by name, and metrics."""
+    found, metrics = {}, {"loss": 0.0}
+    for name, output in outputs.items():
+      rows = {name: None} if pg[name] else {}
+      ce, guiding, values = losses(output, frozen, batches[name], rows)
+      if pg[name] and not config.guidance.project_pg:
+        found[name] = ce
+        found["behind"] = found.get("behind", 0.0) + guiding
+      else:
+        found[name] = ce + guiding
+      metrics["loss"] += ce + guiding
+      accuracy = networks.accuracy(output.logits, batches[name])
+      metrics |= {f"{name}_accuracy": accuracy, **values}
+    return found, metrics
 
   def step(state, frozen, batches, key, progress):
     del progress
-    grads, behind = {}, []
-    metrics, batch_stats = {"loss": 0.0}, state.batch_stats
-    keys = jax.random.split(key)
-    for stream_key, name in zip(keys, ("real", "synthetic"), strict=True):
-      separate = pg[name] and not config.guidance.project_pg
-      loss, (output, values), grads[name], *of_pg = (
-        apart if separate else together
-      )(
-        state.params,
-        batch_stats,
-        frozen,
-        batches[name],
-        stream_key,
-        {name: None} if pg[name] else {},
+    grads, metrics, batch_stats = {}, {"loss": 0.0}, state.batch_stats
+    for of_pass, forward in passes(key):
+
+      def of_names(params, forward=forward, kept=batch_stats, of_pass=of_pass):
+        outputs, kept = forward(params, kept, batches, of_pass)
+        found, values = objectives(outputs, frozen, batches)
+        return found, (kept, values)
+
+      _, found, (batch_stats, values) = two_streams.gradients(
+        of_names, state.params
       )
-      behind += of_pg
-      if updates_statistics(name):
-        batch_stats = output.batch_stats
-      metrics["loss"] += loss
-      metrics[f"{name}_accuracy"] = networks.accuracy(
-        output.logits, batches[name]
-      )
-      metrics |= values
+      behind = found.pop("behind", None)
+      if behind is not None:
+        earlier = grads.get("behind")
+        grads["behind"] = optax.tree.add(earlier, behind) if earlier else behind
+      grads |= found
+      metrics |= values | {"loss": metrics["loss"] + values["loss"]}
     combined, rg_state = rg.update(
       grads["synthetic"],
       state.opt_state["rg"],
       state.params,
       real_grads=grads["real"],
     )
-    combined = functools.reduce(optax.tree.add, behind, combined)
+    if "behind" in grads:
+      combined = optax.tree.add(combined, grads["behind"])
     updates, tx_state = tx.update(
       combined, state.opt_state["optimizer"], state.params
     )
@@ -210,19 +228,27 @@ def _two_stream_step(
   return step
 
 
-def _mixed_step(
-  losses: Any, pg: Mapping[str, bool], tx: optax.GradientTransformation
+def _one_stream_step(
+  trained: networks.Trained,
+  losses: Any,
+  pg: Mapping[str, bool],
+  tx: optax.GradientTransformation,
 ) -> StepFn:
   """Makes the step without Real Guidance."""
-  together = _gradients(losses)
 
   def step(state, frozen, batches, key, progress):
     del progress
-    batch = batches["mixed"]
+    ((stream, batch),) = batches.items()
     rows = {"real": batch.real, "synthetic": ~batch.real}
     rows = {name: rows[name] for name in rows if pg[name]}
-    loss, (output, values), grads = together(
-      state.params, state.batch_stats, frozen, batch, key, rows
+
+    def total(params):
+      output = trained.apply(params, state.batch_stats, batch.images, key)
+      ce, guiding, values = losses(output, frozen, batch, rows)
+      return ce + guiding, (output, values)
+
+    (loss, (output, values)), grads = jax.value_and_grad(total, has_aux=True)(
+      state.params
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     accuracy = networks.accuracy(output.logits, batch)
@@ -231,7 +257,7 @@ def _mixed_step(
       batch_stats=output.batch_stats,
       opt_state=opt_state,
     )
-    return state, {"loss": loss, "mixed_accuracy": accuracy, **values}
+    return state, {"loss": loss, f"{stream}_accuracy": accuracy, **values}
 
   return step
 
@@ -239,7 +265,7 @@ def _mixed_step(
 def make(config: Any, info: Info) -> Method:
   """Makes ``guided`` with the switches of ``config.guidance``, or ``a_gem``."""
   guidance = config.guidance
-  _check(guidance)
+  check_not_negative("guidance.pg_weight", guidance.pg_weight)
   guided = config.method == "guided"
   pg = {
     "real": guided and guidance.pg_real,
@@ -252,9 +278,9 @@ def make(config: Any, info: Info) -> Method:
   network, losses = _losses(config, info, trained)
   tx = optimizers.create(config.optimizer, steps)
   if rg:
-    step = _two_stream_step(config, losses, pg, rg, tx)
+    step = _two_stream_step(config, trained, losses, pg, rg, tx)
   else:
-    step = _mixed_step(losses, pg, tx)
+    step = _one_stream_step(trained, losses, pg, tx)
 
   def init(key, images):
     # The key itself initialises M_u, so that methods share their runs' starts.

@@ -45,8 +45,8 @@ import numpy as np
 import optax
 
 from synguide_jax.data.feed import SETS
-from synguide_jax.errors import check_known, check_not_negative, UserError
-from synguide_jax.methods import networks, optimizers, supervised, two_stage
+from synguide_jax.errors import check_known, check_section, UserError
+from synguide_jax.methods import networks, optimizers, two_stage
 from synguide_jax.methods.base import Batch, Info, Method, Stage, StepFn, Stream
 
 _REDUCTIONS = ("sum", "mean")
@@ -144,13 +144,6 @@ def conditional_weights(
   return jax.lax.stop_gradient((example_rate * rate * changes, dev_loss))
 
 
-def _check(section: Any) -> None:
-  check_known("ltda.train_on", section.train_on, SETS)
-  check_known("ltda.inner_reduction", section.inner_reduction, _REDUCTIONS)
-  for field in ("dev_batch_size", "example_rate", "inner_rate"):
-    check_not_negative(f"ltda.{field}", section[field])
-
-
 def _class_weights(section: Any, info: Info) -> np.ndarray:
   both = section.train_on == "mixed"
   names = ("real", "synthetic") if both else (section.train_on,)
@@ -163,7 +156,7 @@ def _inner_rate(config: Any, steps: tuple[int, int]) -> optax.Schedule:
   if config.ltda.inner_rate:
     return optax.constant_schedule(config.ltda.inner_rate)
   if config.two_stage.reset_optimizer:
-    return optimizers.schedule(config.optimizer, steps[1])
+    return optimizers.schedule(two_stage.second_optimizer(config), steps[1])
   rate = optimizers.schedule(config.optimizer, sum(steps))
   return lambda step: rate(steps[0] + step)
 
@@ -237,13 +230,18 @@ def _adapt(
 def make(config: Any, info: Info) -> Method:
   """Makes ``ltda``."""
   section = config.ltda
-  _check(section)
+  check_section(
+    "ltda",
+    section,
+    {"train_on": SETS, "inner_reduction": _REDUCTIONS},
+    numbers=("dev_batch_size", "example_rate", "inner_rate"),
+  )
   dev_size = section.dev_batch_size or config.batch_size
   streams = {
     "train": Stream(section.train_on, config.batch_size),
     "dev": Stream("real", dev_size, "balanced"),
   }
-  supervised.check_streams(config, info, streams)
+  networks.check_streams(config, info, streams)
   first = two_stage.first_streams(config)["synthetic"]
   steps = two_stage.lengths(config, info, first, streams["train"])
   trained = networks.create_trained(config, info)

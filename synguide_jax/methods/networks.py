@@ -10,7 +10,7 @@ import optax
 
 from synguide_jax import models
 from synguide_jax.errors import UserError
-from synguide_jax.methods.base import Batch, Info
+from synguide_jax.methods.base import Batch, Info, Stream
 from synguide_jax.models import Model, Output, Preprocessing
 from synguide_jax.models.base import Variables
 from synguide_jax.models.pretrained import (
@@ -254,6 +254,31 @@ def backbone_rate(rate: float, field: str, trained: Trained) -> float:
   if rate < 0:
     raise UserError(f"{field}={rate} must not be negative, or -1.")
   return rate
+
+
+def check_streams(
+  config: Any, info: Info, streams: dict[str, Stream]
+) -> dict[str, Stream]:
+  """Returns ``streams``; raises UserError if a set they need is missing."""
+  for stream in streams.values():
+    needed = ("real", "synthetic") if stream.set == "mixed" else (stream.set,)
+    for name in needed:
+      if not info.size(name):
+        empty = f"data.{name} is empty"
+        if name == "real" and config.data.real:
+          empty = f"there are none: data.shots={config.data.shots}"
+        # Some of its forms do without.
+        hint = ""
+        if config.method == "guided" and name == "real":
+          hint = (
+            " Or switch off guidance.rg and guidance.pg_real, and guide "
+            "synthetic images alone."
+          )
+        raise UserError(
+          f"Method {config.method!r} needs {name} training images, but {empty}."
+          f"{hint}"
+        )
+  return streams
 
 
 def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:

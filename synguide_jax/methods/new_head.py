@@ -1,6 +1,5 @@
 """What ASG and CSG share: a network under a new head, beside a frozen one."""
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -8,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from synguide_jax import models
 from synguide_jax.errors import check_known, UserError
 from synguide_jax.methods import networks, optimizers
 from synguide_jax.methods.base import Info
@@ -28,23 +26,18 @@ class Classifier:
     train: Whether it is trained in training mode, with batch statistics and
       dropout; otherwise with the running statistics, which stay as they are.
     mlp: The head, in the place of the network's own; None: that one.
-    layer: What the head sees, a stage ...
-    pool: ... as this makes a vector of it: ``[N, ..., C] -> [N, C]``.
-    width: Length of that vector.
+    width: Length of the embedding, which it sees.
   """
 
   trained: networks.Trained
   train: bool
   mlp: MLP | None
-  layer: str
-  pool: Callable[[jax.Array], jax.Array]
   width: int
 
   @property
   def model(self) -> Model | None:
     """The network, if there is nothing more to the classifier."""
-    own = self.mlp is None and self.layer == "embedding"
-    return self.trained.model if own else None
+    return None if self.mlp else self.trained.model
 
   def init(self, key: jax.Array, images: jax.Array) -> Variables:
     """Returns the network's variables, the head's among the parameters."""
@@ -66,15 +59,14 @@ class Classifier:
   ) -> Output:
     """Runs the network and the head, by default in the mode of training."""
     train = self.train if train is None else train
-    upto = None if self.model else self.layer
+    upto = "embedding" if self.mlp else None
     output = self.trained.apply(
       params, batch_stats, images, key, train=train, upto=upto
     )
-    if self.model:
+    if self.mlp is None:
       return output
-    vector = self.pool(output.features[self.layer])
-    head = self.mlp.apply if self.mlp else linear
-    return output.replace(logits=head(params["head"], vector))
+    embedding = output.features["embedding"]
+    return output.replace(logits=self.mlp.apply(params["head"], embedding))
 
   def predict(
     self, state: TrainState, frozen: Any, images: jax.Array
@@ -87,11 +79,7 @@ class Classifier:
 
 
 def create_classifier(
-  config: Any,
-  info: Info,
-  trained: networks.Trained,
-  layer: str = "embedding",
-  pool: Callable[[jax.Array], jax.Array] = models.pool,
+  config: Any, info: Info, trained: networks.Trained
 ) -> Classifier:
   """Makes the classifier from the section of the config's method.
 
@@ -99,31 +87,21 @@ def create_classifier(
     config: The whole config; the section has batch_norm, head and head_width.
     info: Classes and image shape.
     trained: The network.
-    layer: The stage that the head sees.
-    pool: How it sees it.
 
   Raises:
-    UserError: for a bad value, or a linear head that does not fit the layer.
+    UserError: for a bad value.
   """
   name, section = config.method, config[config.method]
   modes = {"frozen": False, "train": True, "auto": not trained.pretrained}
   check_known(f"{name}.batch_norm", section.batch_norm, modes)
   check_known(f"{name}.head", section.head, ("mlp", "linear"))
-  shapes = feature_shapes(trained.model, info)
-  width, mlp = shapes[layer][-1], None
+  if section.head_width < 1:
+    raise UserError(f"{name}.head_width={section.head_width} must be positive.")
+  mlp = None
   if section.head == "mlp":
-    if section.head_width < 1:
-      raise UserError(
-        f"{name}.head_width={section.head_width} must be positive."
-      )
     mlp = MLP((section.head_width, info.num_classes))
-  elif width != shapes["embedding"][-1]:
-    raise UserError(
-      f"{name}.head='linear' is for the {shapes['embedding'][-1]} channels of "
-      f"the embedding, but {layer} has {width}; use {name}.head='mlp'."
-    )
-  mode = modes[section.batch_norm]
-  return Classifier(trained, mode, mlp, layer, pool, width)
+  width = feature_shapes(trained.model, info)["embedding"][-1]
+  return Classifier(trained, modes[section.batch_norm], mlp, width)
 
 
 def create_optimizer(

@@ -17,14 +17,14 @@ normalised by its own batch statistics, as Real Guidance does; ``balanced`` is
 Real Guidance without the projection.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
 
-from synguide_jax.errors import check_known, UserError
-from synguide_jax.methods import networks, optimizers
+from synguide_jax.errors import UserError
+from synguide_jax.methods import networks, optimizers, two_streams
 from synguide_jax.methods.base import (
   Info,
   Method,
@@ -32,36 +32,7 @@ from synguide_jax.methods.base import (
   StepFn,
   Stream,
 )
-
-
-def half_streams(config: Any, info: Info) -> dict[str, Stream]:
-  """One real and one synthetic stream of half the batch each."""
-  if config.batch_size % 2:
-    raise UserError(
-      f"batch_size={config.batch_size} must be even: method "
-      f"{config.method!r} splits it between real and synthetic images."
-    )
-  streams = {
-    name: Stream(name, config.batch_size // 2) for name in ("real", "synthetic")
-  }
-  return check_streams(config, info, streams)
-
-
-def check_streams(
-  config: Any, info: Info, streams: dict[str, Stream]
-) -> dict[str, Stream]:
-  """Returns ``streams``; raises UserError if a set they need is missing."""
-  for stream in streams.values():
-    needed = ("real", "synthetic") if stream.set == "mixed" else (stream.set,)
-    for name in needed:
-      if not info.size(name):
-        empty = f"data.{name} is empty"
-        if name == "real" and config.data.real:
-          empty = f"there are none: data.shots={config.data.shots}"
-        raise UserError(
-          f"Method {config.method!r} needs {name} training images, but {empty}."
-        )
-  return streams
+from synguide_jax.methods.two_streams import Forward
 
 
 def num_steps(config: Any, info: Info, stream: Stream) -> int:
@@ -81,7 +52,7 @@ def _streams_and_weights(
 ) -> tuple[dict[str, Stream], dict[str, float]]:
   """Returns the batches of a step and the weights of their cross entropies."""
   if config.method == "balanced":
-    return half_streams(config, info), {"real": 1.0, "synthetic": 1.0}
+    return two_streams.streams(config, info), {"real": 1.0, "synthetic": 1.0}
   if config.method == "weighted":
     if config.weighted.replacement_probability:
       return _replacement(config, info), {"replaced": 1.0}
@@ -89,10 +60,10 @@ def _streams_and_weights(
     if not 0 <= weight <= 1:
       raise UserError(f"weighted.real_weight={weight} must be in [0, 1].")
     weights = {"real": weight, "synthetic": 1 - weight}
-    return half_streams(config, info), weights
+    return two_streams.streams(config, info), weights
   name = {"real": "real", "fake": "synthetic", "aug": "mixed"}[config.method]
   streams = {name: Stream(name, config.batch_size)}
-  return check_streams(config, info, streams), {name: 1.0}
+  return networks.check_streams(config, info, streams), {name: 1.0}
 
 
 def _replacement(config: Any, info: Info) -> dict[str, Stream]:
@@ -101,54 +72,54 @@ def _replacement(config: Any, info: Info) -> dict[str, Stream]:
     raise UserError(
       f"weighted.replacement_probability={probability} must be in [0, 1]."
     )
-  check_streams(config, info, {"mixed": Stream("mixed", config.batch_size)})
+  networks.check_streams(
+    config, info, {"mixed": Stream("mixed", config.batch_size)}
+  )
   stream = Stream("real", config.batch_size, replacement=probability)
   return {"replaced": stream}
 
 
-def updates_statistics(config: Any) -> Callable[[str], bool]:
-  """Returns which of a step's streams update the running statistics.
+def one_stream(
+  trained: networks.Trained, name: str, *, train: bool = True
+) -> Forward:
+  """Makes the forward pass of one batch.
 
-  Raises:
-    UserError: for an unknown ``config.running_statistics``.
+  Args:
+    trained: The network.
+    name: The stream's name.
+    train: Whether the network is in training mode.
   """
-  kept = config.running_statistics
-  check_known("running_statistics", kept, ("both", "real"))
-  return lambda name: kept == "both" or name != "synthetic"
+
+  def forward(params, batch_stats, batches, key):
+    (key,) = jax.random.split(key, 1)
+    output = trained.apply(
+      params, batch_stats, batches[name].images, key, train=train
+    )
+    return {name: output}, output.batch_stats
+
+  return forward
 
 
 def descend(
-  trained: networks.Trained,
+  forward: Forward,
   tx: optax.GradientTransformation,
   weights: Mapping[str, float],
-  *,
-  train: bool = True,
-  updates: Callable[[str], bool] = lambda name: True,
 ) -> StepFn:
   """Makes the step that descends a weighted sum of cross entropies.
 
   Args:
-    trained: The network.
+    forward: The forward pass of all streams.
     tx: The optimiser.
-    weights: Weight of each stream's mean cross entropy, in the order of the
-      forward passes.
-    train: Whether the network is in training mode.
-    updates: Which streams update the running statistics.
+    weights: Weight of each stream's mean cross entropy.
   """
 
   def loss_fn(params, batch_stats, batches, key):
+    outputs, batch_stats = forward(params, batch_stats, batches, key)
     loss, metrics = 0.0, {}
-    keys = jax.random.split(key, len(weights))
-    for stream_key, (name, weight) in zip(keys, weights.items(), strict=True):
-      output = trained.apply(
-        params, batch_stats, batches[name].images, stream_key, train=train
-      )
-      if updates(name):
-        batch_stats = output.batch_stats
-      loss += weight * networks.cross_entropy(output.logits, batches[name])
-      metrics[f"{name}_accuracy"] = networks.accuracy(
-        output.logits, batches[name]
-      )
+    for name, weight in weights.items():
+      logits = outputs[name].logits
+      loss += weight * networks.cross_entropy(logits, batches[name])
+      metrics[f"{name}_accuracy"] = networks.accuracy(logits, batches[name])
     return loss, (batch_stats, {"loss": loss, **metrics})
 
   def step(state, frozen, batches, key, progress):
@@ -173,13 +144,16 @@ def make(config: Any, info: Info) -> Method:
   steps = num_steps(config, info, list(streams.values())[-1])
   trained = networks.create_trained(config, info)
   tx = optimizers.create(config.optimizer, steps)
-  step = descend(trained, tx, weights, updates=updates_statistics(config))
+  if len(streams) == 2:
+    forward = two_streams.forward(trained, config)
+  else:
+    forward = one_stream(trained, *streams)
 
   def init(key, images):
     return trained.init(key, images, tx), None
 
   return Method(
-    stages=(Stage("train", steps, streams, step),),
+    stages=(Stage("train", steps, streams, descend(forward, tx, weights)),),
     init=init,
     predict=trained.predict,
     model=trained.model,

@@ -25,7 +25,7 @@ def make(config: Any, info: Info) -> Method:
   check_known("transfer.train_on", section.train_on, SETS)
   check_not_negative("transfer.backbone_rate", section.backbone_rate)
   stream = Stream(section.train_on, config.batch_size)
-  streams = supervised.check_streams(config, info, {section.train_on: stream})
+  streams = networks.check_streams(config, info, {section.train_on: stream})
   steps = supervised.num_steps(config, info, stream)
   trained = networks.create_transferred(config, info)
   tx = optimizers.create_grouped(
@@ -34,9 +34,8 @@ def make(config: Any, info: Info) -> Method:
     {"head": 1.0, "backbone": 0.0 if probe else section.backbone_rate},
     networks.groups,
   )
-  step = supervised.descend(
-    trained, tx, {section.train_on: 1.0}, train=not probe
-  )
+  forward = supervised.one_stream(trained, section.train_on, train=not probe)
+  step = supervised.descend(forward, tx, {section.train_on: 1.0})
 
   def init(key, images):
     return trained.init(key, images, tx), None

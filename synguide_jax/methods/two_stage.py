@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import optax
 
-from synguide_jax.errors import check_known, UserError
+from synguide_jax.errors import check_known, check_not_negative, UserError
 from synguide_jax.methods import networks, optimizers, supervised
 from synguide_jax.methods.base import Info, Method, Stage, Stream
 from synguide_jax.state import TrainState
@@ -41,13 +41,15 @@ def lengths(
     raise UserError(f"two_stage.first_share={share} must be in (0, 1).")
   check_known("two_stage.second_epochs_of", of, ("real", "synthetic"))
   if config.num_steps > 0:
-    steps = round(share * config.num_steps)
-    steps = steps, config.num_steps - steps
-    if not all(steps):
+    if config.num_steps == 1:
       raise UserError(
-        f"num_steps={config.num_steps} leaves one of two stages without a step."
+        f"num_steps=1 leaves one of the two stages of {config.method!r} "
+        "without a step."
       )
-    return steps
+    # At least one step each.
+    steps = round(share * config.num_steps)
+    steps = min(max(steps, 1), config.num_steps - 1)
+    return steps, config.num_steps - steps
   if config.num_epochs <= 0:
     # For the error.
     supervised.num_steps(config, info, first)
@@ -66,14 +68,33 @@ def pretraining(
   num_steps: int,
 ) -> Stage:
   """Makes the first stage: cross entropy on synthetic images."""
-  streams = supervised.check_streams(config, info, first_streams(config))
-  step = supervised.descend(trained, tx, {"synthetic": 1.0})
+  streams = networks.check_streams(config, info, first_streams(config))
+  step = supervised.descend(
+    supervised.one_stream(trained, "synthetic"), tx, {"synthetic": 1.0}
+  )
   return Stage("pretrain", num_steps, streams, step)
 
 
 def first_streams(config: Any) -> dict[str, Stream]:
   """The batches of the first stage."""
   return {"synthetic": Stream("synthetic", config.batch_size)}
+
+
+def second_optimizer(config: Any) -> Any:
+  """The config's ``optimizer`` section, with the second stage's rate.
+
+  Raises:
+    UserError: for a negative rate, or another one for a kept optimizer.
+  """
+  rate = config.two_stage.second_rate
+  check_not_negative("two_stage.second_rate", rate)
+  if rate != 1 and not config.two_stage.reset_optimizer:
+    raise UserError(
+      f"two_stage.second_rate={rate} needs two_stage.reset_optimizer=True."
+    )
+  section = config.optimizer.copy_and_resolve_references()
+  section.learning_rate *= rate
+  return section
 
 
 def optimizers_of(
@@ -84,8 +105,12 @@ def optimizers_of(
   Returns:
     Two of their own, or twice one for both, by ``two_stage.reset_optimizer``.
   """
+  second = second_optimizer(config)
   if config.two_stage.reset_optimizer:
-    return tuple(optimizers.create(config.optimizer, n) for n in steps)
+    return (
+      optimizers.create(config.optimizer, steps[0]),
+      optimizers.create(second, steps[1]),
+    )
   return (optimizers.create(config.optimizer, sum(steps)),) * 2
 
 
@@ -106,7 +131,7 @@ def enter_with(
 def make(config: Any, info: Info) -> Method:
   """Makes ``adp``."""
   trained = networks.create_trained(config, info)
-  real: Mapping[str, Stream] = supervised.check_streams(
+  real: Mapping[str, Stream] = networks.check_streams(
     config, info, {"real": Stream("real", config.batch_size)}
   )
   first = first_streams(config)["synthetic"]
@@ -123,7 +148,9 @@ def make(config: Any, info: Info) -> Method:
         "adapt",
         steps[1],
         real,
-        supervised.descend(trained, after, {"real": 1.0}),
+        supervised.descend(
+          supervised.one_stream(trained, "real"), after, {"real": 1.0}
+        ),
         enter_with(config, after),
       ),
     ),

@@ -207,7 +207,7 @@ def test_stages_have_the_lengths_and_streams_of_two_stage_methods():
     ("adda.discriminator_decay", -1.0, "adda.discriminator_decay=-1.0 must"),
     ("adda.encoder_rate", -1.0, "adda.encoder_rate=-1.0 must not be negative"),
     ("adda.discriminator_rate", -1.0, "adda.discriminator_rate=-1.0 must not"),
-    ("batch_size", 15, "batch_size=15 must be even"),
+    ("batch_size", 15, "batch_size=15 times two_streams.real_share=0.5 must"),
   ],
 )
 def test_a_bad_value_is_named(field, value, message):

@@ -108,8 +108,6 @@ def test_two_steps_are_pytorch_s(batch_norm, head, pooling, views, monkeypatch):
       for row, key in enumerate(k, start=step * BATCH_SIZE):
         queue[layer][row % QUEUE_SIZE] = key
     seen = features["embedding"]
-    if pooling == "attention":
-      seen = pool(features["stage2"], features["stage2"])
     new = asg.mlp if head == "mlp" else asg.dense
     loss = twin.cross_entropy(new(seen, params["head"]), batch)
     loss = loss + WEIGHT * contrastive

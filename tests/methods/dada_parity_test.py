@@ -43,7 +43,7 @@ def objectives(source, labels, target, weight, discriminative):
     {
       "dada.discriminative": False,
       "dada.schedule": "constant",
-      "running_statistics": "real",
+      "two_streams.running_statistics": "real",
     },
   ],
 )
@@ -82,7 +82,7 @@ def test_two_steps_are_pytorch_s(overrides, monkeypatch):
     logits = {}
     for name in ("synthetic", "real"):
       kept = stats
-      if name == "synthetic" and "running_statistics" in overrides:
+      if name == "synthetic" and "two_streams.running_statistics" in overrides:
         kept = twin.to_torch(before.batch_stats)
       classes, of = twin.forward(params, kept, BATCHES[name].images, train=True)
       logit = of["embedding"] @ domain["kernel"] + domain["bias"]

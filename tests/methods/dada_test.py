@@ -302,8 +302,11 @@ def test_second_stage_begins_with_a_domain_head_and_a_new_optimizer(begun):
       {"dada.schedule": "linear"},
       "dada.schedule='linear' is unknown; known: progress, constant",
     ),
-    ({"batch_size": 15}, "batch_size=15 must be even: method 'dada'"),
-    ({"running_statistics": "none"}, "running_statistics='none' is unknown"),
+    ({"batch_size": 15}, "batch_size=15 times two_streams.real_share=0.5 must"),
+    (
+      {"two_streams.running_statistics": "none"},
+      "running_statistics='none' is unknown",
+    ),
   ],
 )
 def test_bad_values_are_named(overrides, message):

@@ -47,7 +47,7 @@ def outputs(params, stats, overrides):
     results = []
     for name in ("real", "synthetic"):
       kept = stats
-      if "running_statistics" in overrides and name == "synthetic":
+      if "two_streams.running_statistics" in overrides and name == "synthetic":
         kept = twin.to_torch(jax.tree.map(lambda x: x.numpy(), stats))
       results.append(
         twin.forward(params, kept, BATCHES[name].images, train=True)
@@ -65,7 +65,7 @@ def outputs(params, stats, overrides):
     {},
     {"dann.labels": "source", "dann.reduction": "sum"},
     {"dann.batch_norm": "separate", "dann.backbone_rate": 0.1},
-    {"dann.batch_norm": "separate", "running_statistics": "real"},
+    {"dann.batch_norm": "separate", "two_streams.running_statistics": "real"},
   ],
 )
 def test_two_steps_are_pytorch_s(overrides, monkeypatch):

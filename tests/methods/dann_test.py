@@ -275,9 +275,17 @@ def test_the_weight_follows_its_schedule(schedule, expected):
     ("dann.hidden", (64, 0), r"dann.hidden=\(64, 0\) must be positive"),
     ("dann.dropout", 1.0, r"dann.dropout=1.0 must be in \[0, 1\)"),
     ("dann.backbone_rate", -2.0, "dann.backbone_rate=-2.0 must not be"),
-    ("batch_size", 15, "batch_size=15 must be even"),
-    ("running_statistics", "real", "needs dann.batch_norm='separate'"),
-    ("running_statistics", "none", "running_statistics='none' is unknown"),
+    ("batch_size", 15, "batch_size=15 times two_streams.real_share=0.5 must"),
+    (
+      "two_streams.running_statistics",
+      "real",
+      "batch_norm='joint' has the",
+    ),
+    (
+      "two_streams.running_statistics",
+      "none",
+      "running_statistics='none' is unknown",
+    ),
   ],
 )
 def test_a_bad_value_is_named(field, value, message):

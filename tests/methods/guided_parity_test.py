@@ -54,19 +54,43 @@ def gradient(loss, params):
   return torch.cat([g.flatten() for g in grads])
 
 
-def direction(params, stats, m_p, pg_real, pg_synthetic, rg, project_pg):
+def jointly(params, stats, m_p, pg_real, pg_synthetic):
+  """CE and PG of the two batches, in one pass."""
+  images = np.concatenate([REAL.images, SYNTHETIC.images])
+  logits, maps = twin.forward(params, stats, images, train=True)
+  with torch.no_grad():
+    _, frozen_maps = twin.forward(*m_p, images, train=False)
+  parts = []
+  for at, batch, on in (
+    (slice(None, 8), REAL, pg_real),
+    (slice(8, None), SYNTHETIC, pg_synthetic),
+  ):
+    features, pretrained = (
+      of["stage2"][at].mean((2, 3)) for of in (maps, frozen_maps)
+    )
+    pg = pg_loss(features, pretrained) if on else 0.0
+    parts.append((twin.cross_entropy(logits[at], batch), WEIGHT * pg))
+  return parts
+
+
+def direction(params, stats, m_p, pg_real, pg_synthetic, rg, project_pg, joint):
   """What is descended, as one vector."""
   everything = torch.ones(8, dtype=bool)
   if not rg:
     real = torch.tensor(MIXED.real)
     rows = [real] * pg_real + [~real] * pg_synthetic
     return gradient(sum(losses(params, stats, m_p, MIXED, rows)), params)
-  parts = []
-  for batch, on in ((REAL, pg_real), (SYNTHETIC, pg_synthetic)):
-    ce, pg = losses(params, stats, m_p, batch, [everything] * on)
-    parts.append((gradient(ce, params), gradient(pg, params)))
+  if joint:
+    parts = jointly(params, stats, m_p, pg_real, pg_synthetic)
+  else:
+    parts = [
+      losses(params, stats, m_p, batch, [everything] * on)
+      for batch, on in ((REAL, pg_real), (SYNTHETIC, pg_synthetic))
+    ]
   behind = 0.0
-  (g_r, pg_r), (g_f, pg_f) = parts
+  (g_r, pg_r), (g_f, pg_f) = (
+    [gradient(value, params) for value in part] for part in parts
+  )
   if project_pg:
     g_r, g_f = g_r + pg_r, g_f + pg_f
   else:
@@ -78,17 +102,19 @@ def direction(params, stats, m_p, pg_real, pg_synthetic, rg, project_pg):
 
 
 @pytest.mark.parametrize(
-  "rg, pg_real, pg_synthetic, project_pg",
+  "rg, pg_real, pg_synthetic, project_pg, joint",
   [
     *(
-      (*switches, True)
+      (*switches, True, False)
       for switches in itertools.product([False, True], repeat=3)
     ),
-    (True, True, True, False),
-    (True, False, True, False),
+    (True, True, True, False, False),
+    (True, False, True, False, False),
+    (True, True, True, True, True),
+    (True, True, True, False, True),
   ],
 )
-def test_two_steps(rg, pg_real, pg_synthetic, project_pg, monkeypatch):
+def test_two_steps(rg, pg_real, pg_synthetic, project_pg, joint, monkeypatch):
   method = twin.make(
     monkeypatch,
     **{
@@ -96,6 +122,7 @@ def test_two_steps(rg, pg_real, pg_synthetic, project_pg, monkeypatch):
       "guidance.pg_real": pg_real,
       "guidance.pg_synthetic": pg_synthetic,
       "guidance.project_pg": project_pg,
+      "two_streams.batch_norm": "joint" if joint else "separate",
       "guidance.real_weight": 0.5,
       "guidance.synthetic_weight": 2.0,
       "guidance.pg_weight": WEIGHT,
@@ -129,7 +156,7 @@ def test_two_steps(rg, pg_real, pg_synthetic, project_pg, monkeypatch):
       progress,
     )
     descended = direction(
-      params, stats, m_p, pg_real, pg_synthetic, rg, project_pg
+      params, stats, m_p, pg_real, pg_synthetic, rg, project_pg, joint
     )
     buffer = twin.MOMENTUM * buffer + descended
     parts = buffer.split([leaf.numel() for leaf in twin.leaves(params)])

@@ -307,3 +307,69 @@ def test_epochs_are_of_the_synthetic_images():
     ("guided", 6),  # 2 * 24 synthetic images, 8 a step
   ):
     assert make(method=name, **config).stages[0].num_steps == steps
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    ({"real_share": 0.3}, "batch_size=16 times two_streams.real_share=0.3"),
+    ({"real_share": 1.0}, "times two_streams.real_share=1.0 must be"),
+    ({"real_sampler": "all"}, "two_streams.real_sampler='all' is unknown"),
+    ({"batch_norm": "none"}, "two_streams.batch_norm='none' is unknown"),
+    (
+      {"batch_norm": "joint", "running_statistics": "real"},
+      "two_streams.batch_norm='joint' has the statistics of all images",
+    ),
+  ],
+)
+def test_bad_fields_of_two_streams_are_named(fields, message):
+  overrides = {f"two_streams.{name}": v for name, v in fields.items()}
+  for name in ("balanced", "guided"):
+    with pytest.raises(UserError, match=message):
+      make(method=name, **overrides)
+
+
+def test_real_images_may_be_another_part_of_a_batch():
+  overrides = {
+    "two_streams.real_share": 0.25,
+    "two_streams.real_sampler": "balanced",
+  }
+  for name in ("balanced", "a_gem", "guided", "dann"):
+    streams = make(method=name, **overrides).stages[-1].streams
+    assert (streams["real"].batch_size, streams["real"].sampler) == (
+      4,
+      "balanced",
+    )
+    assert streams["synthetic"].batch_size == 12
+
+
+def test_pg_needs_pairs():
+  with pytest.raises(UserError, match="batch_size=2 is too small for Pre"):
+    make(method="guided", batch_size=2)
+  make(method="a_gem", batch_size=2)
+
+
+def test_zero_shot_guided_says_what_to_switch_off():
+  info = Info(INFO.class_names, INFO.image_shape, {"synthetic": (8, 8, 8)})
+  config = tiny.config(**{"data.shots": 0})
+  with pytest.raises(
+    UserError, match="there are none: data.shots=0. Or switch off guidance.rg"
+  ):
+    methods.make(config, info)
+  config.guidance.update(rg=False, pg_real=False)
+  (stage,) = methods.make(config, info).stages
+  assert list(stage.streams) == ["synthetic"]
+
+
+def test_statistics_of_one_batch_are_kept_whatever_is_said_of_two(monkeypatch):
+  monkeypatch.setitem(models.MODELS, "tiny", tiny.RESNET)
+  method = make(
+    method="fake",
+    **{"model.name": "tiny", "two_streams.running_statistics": "real"},
+  )
+  state, frozen = jax.jit(method.init)(KEY, REAL.images[:1])
+  (stage,) = method.stages
+  new, _ = jax.jit(stage.step)(
+    state, frozen, {"synthetic": SYNTHETIC}, KEY, 0.0
+  )
+  assert not np.array_equal(flat(new.batch_stats), flat(state.batch_stats))

@@ -44,9 +44,14 @@ def two_steps(method, number=0):
     ({"method": "balanced"}, 0, {"real": 1.0, "synthetic": 1.0}),
     ({"method": "weighted"}, 0, {"real": 0.8, "synthetic": 0.2}),
     (
-      {"method": "balanced", "running_statistics": "real"},
+      {"method": "balanced", "two_streams.running_statistics": "real"},
       0,
       {"real": 1.0, "synthetic": 1.0},
+    ),
+    (
+      {"method": "weighted", "two_streams.batch_norm": "joint"},
+      0,
+      {"real": 0.8, "synthetic": 0.2},
     ),
     ({"method": "adp"}, 0, {"synthetic": 1.0}),
     ({"method": "adp"}, 1, {"real": 1.0}),
@@ -77,9 +82,19 @@ def test_two_steps_are_pytorch_s(overrides, stage, weights, monkeypatch):
   for _ in range(2):
     optimizer.zero_grad()
     loss = 0.0
+    joint = "two_streams.batch_norm" in overrides
+    if joint:
+      images = np.concatenate([batches[stream].images for stream in weights])
+      logits, _ = twin.forward(params, stats, images, train=True)
+      together = dict(zip(weights, logits.split(8), strict=True))
     for stream, weight in weights.items():
+      if joint:
+        loss += weight * twin.cross_entropy(together[stream], batches[stream])
+        continue
       kept = stats
-      if "running_statistics" in overrides and stream == "synthetic":
+      if (
+        "two_streams.running_statistics" in overrides and stream == "synthetic"
+      ):
         kept = twin.to_torch(jax.tree.map(lambda x: x.numpy(), stats))
       logits, _ = twin.forward(
         params, kept, batches[stream].images, train=name != "linear_probe"
