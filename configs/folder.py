@@ -44,7 +44,7 @@ def get_config(arg=None):
   # The set's own splits, or a fifth of the images.
   config.data.validation = -1
   config.data.test = -1
-  # 32 real and 32 synthetic images a step; the same for every method.
+  # 32 real and 32 synthetic images a step, where both have a stream.
   config.batch_size = 64
   config.num_steps = 5_000
   config.eval_every = 250

@@ -150,7 +150,8 @@ def _csg() -> ConfigDict:
   section = ConfigDict()
   # Weight of the contrastive loss, of each layer.
   section.weight = 0.1
-  # Stages compared, in any order; (): the last two, as the official code.
+  # Stages compared, such as "('stage2', 'stage3')"; (): the last two, as the
+  # official code.
   section.layers = ()
   # How their maps become vectors: "attention" (A-Pool) or "average".
   section.pooling = "attention"

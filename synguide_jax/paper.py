@@ -84,6 +84,7 @@ def with_cifar10(config: ConfigDict) -> ConfigDict:
 PUBLISHED = {
   "asg": {
     "batch_size": 32,
+    "num_steps": 0,
     "num_epochs": 30.0,
     "optimizer.name": "sgd",
     "optimizer.learning_rate": 1e-4,
@@ -93,6 +94,7 @@ PUBLISHED = {
   },
   "csg": {
     "batch_size": 32,
+    "num_steps": 0,
     "num_epochs": 30.0,
     "optimizer.name": "sgd",
     "optimizer.learning_rate": 1e-4,

@@ -6,6 +6,8 @@ import pytest
 
 from synguide_jax import config as config_lib
 from synguide_jax import methods, paper
+from synguide_jax.data import feed
+from synguide_jax.methods.base import Info
 
 LOW_SHOT = ("cifar", "cub", "flowers", "defects")
 
@@ -76,10 +78,21 @@ def test_every_baseline_of_table_4_has_a_row():
   rows = paper.low_shot_rows()
   table = {"real", "fake", "aug", "adp", "adda", "dada", "dann", "ltda"}
   assert table | {"a_gem", "guided"} <= {row["method"] for row in rows}
-  config = config_lib.load("configs/cifar_lowshot.py")
+
+
+@pytest.mark.parametrize(
+  "rows", [paper.low_shot_rows(), paper.zero_shot_rows()], ids=["low", "zero"]
+)
+def test_every_row_can_be_trained(rows):
+  info = Info(("a", "b"), (32, 32, 3), {n: (90, 90) for n in feed.SETS[:2]})
+  config = config_lib.load("configs/cifar_lowshot.py:smoke")
   for row in rows:
-    config_lib.override(config, row)
-    methods.check_name(row["method"])
+    config.update({"num_steps": 0})
+    changed = config_lib.override(config, row)
+    # Small networks instead of its ResNet-50.
+    changed.model.update(name="small_cnn", image_size=32)
+    method = methods.make(changed, info)
+    assert all(stage.num_steps > 0 for stage in method.stages)
 
 
 def test_initialisations_of_table_2():

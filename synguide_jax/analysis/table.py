@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from synguide_jax import config as config_lib
-from synguide_jax import workdir
+from synguide_jax import paper, workdir
 from synguide_jax.data import sources
 
 REFERENCES = ("aug", "balanced")
@@ -145,10 +145,18 @@ def label(config: Mapping[str, Any], unusual: Mapping[str, Any]) -> str:
   if name == "guided":
     on = [switch for field, switch in _SWITCHES.items() if config[field]]
     name = " + ".join(on) or "guided, all switches off"
+  published = paper.PUBLISHED.get(name, {})
+  if published and all(
+    json.dumps(config[field]) == json.dumps(value)
+    for field, value in published.items()
+  ):
+    name += ", as published"
+  else:
+    published = {}
   others = [
     f"{field}={value}"
     for field, value in unusual.items()
-    if field not in _SWITCHES and field != "method"
+    if field not in (*_SWITCHES, *published, "method")
   ]
   return ", ".join([name, *others])
 

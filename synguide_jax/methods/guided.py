@@ -239,6 +239,8 @@ def _one_stream_step(
   def step(state, frozen, batches, key, progress):
     del progress
     ((stream, batch),) = batches.items()
+    # As in aug, so that without PG it is the same with dropout too.
+    (key,) = jax.random.split(key, 1)
     rows = {"real": batch.real, "synthetic": ~batch.real}
     rows = {name: rows[name] for name in rows if pg[name]}
 

@@ -220,10 +220,15 @@ def create_frozen(config: Any, info: Info) -> Frozen:
       return jax.tree.map(jnp.asarray, checkpoint.variables)
 
   else:
+    hint = ""
+    if config.method == "guided":
+      hint = (
+        ", or switch it off with guidance.pg_real=False and "
+        "guidance.pg_synthetic=False"
+      )
     raise UserError(
       f"Method {config.method!r} needs a pretrained network, but "
-      "pretrained.weights is empty. Name a checkpoint; guided does without "
-      "where guidance.pg_real=False and guidance.pg_synthetic=False."
+      f"pretrained.weights is empty. Name a checkpoint{hint}."
     )
   return Frozen(model, init, per_run)
 
@@ -274,6 +279,8 @@ def check_streams(
             " Or switch off guidance.rg and guidance.pg_real, and guide "
             "synthetic images alone."
           )
+        elif config.method in ("linear_probe", "finetune"):
+          hint = " See transfer.train_on."
         raise UserError(
           f"Method {config.method!r} needs {name} training images, but {empty}."
           f"{hint}"

@@ -144,6 +144,8 @@ def test_two_steps_are_pytorch_s(overrides, monkeypatch):
   np.testing.assert_allclose(metrics["mapping_loss"], mapping, rtol=1e-4)
   np.testing.assert_allclose(metrics["loss"], loss + mapping, rtol=1e-4)
   assert metrics["domain_accuracy"] == found
+  twin.assert_momentum_close(after.opt_state["encoder"], params, of_target)
+  twin.assert_momentum_close(after.opt_state["discriminator"], judge, of_judge)
   twin.assert_tree_close(after.params, params)
   twin.assert_tree_close(after.batch_stats, stats)
   twin.assert_tree_close(after.extra["discriminator"], judge)

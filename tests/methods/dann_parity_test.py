@@ -127,6 +127,9 @@ def test_two_steps_are_pytorch_s(overrides, monkeypatch):
   np.testing.assert_allclose(metrics["domain_weight"], weight, rtol=1e-5)
   found = [(domains[0] <= 0), (domains[1] > 0)]
   assert metrics["domain_accuracy"] == torch.cat(found).double().mean().item()
+  twin.assert_momentum_close(
+    after.opt_state, {"network": params, "discriminator": judge}, optimizer
+  )
   twin.assert_tree_close(after.params, params)
   twin.assert_tree_close(after.extra["discriminator"], judge)
   twin.assert_tree_close(after.batch_stats, stats)

@@ -73,13 +73,24 @@ def jointly(params, stats, m_p, pg_real, pg_synthetic):
   return parts
 
 
-def direction(params, stats, m_p, pg_real, pg_synthetic, rg, project_pg, joint):
+def direction(
+  params,
+  stats,
+  m_p,
+  *,
+  pg_real,
+  pg_synthetic,
+  rg,
+  project_pg,
+  joint,
+  weights,
+):
   """What is descended, as one vector."""
   everything = torch.ones(8, dtype=bool)
   if not rg:
     real = torch.tensor(MIXED.real)
     rows = [real] * pg_real + [~real] * pg_synthetic
-    return gradient(sum(losses(params, stats, m_p, MIXED, rows)), params)
+    return gradient(sum(losses(params, stats, m_p, MIXED, rows)), params), {}
   if joint:
     parts = jointly(params, stats, m_p, pg_real, pg_synthetic)
   else:
@@ -95,29 +106,37 @@ def direction(params, stats, m_p, pg_real, pg_synthetic, rg, project_pg, joint):
     g_r, g_f = g_r + pg_r, g_f + pg_f
   else:
     behind = pg_r + pg_f
-  dot = g_f @ g_r
+  dot, parts_norm = g_f @ g_r, g_f.norm()
   if dot < 0:
     g_f = g_f - dot / (g_r @ g_r) * g_r
-  return 0.5 * g_r + 2.0 * g_f + behind
+  metrics = {
+    "gradient_cosine": (dot / g_r.norm() / parts_norm).item(),
+    "conflict_rate": float(dot < 0),
+  }
+  return weights[0] * g_r + weights[1] * g_f + behind, metrics
 
 
 @pytest.mark.parametrize(
-  "rg, pg_real, pg_synthetic, project_pg, joint",
+  "rg, pg_real, pg_synthetic, project_pg, joint, method_name",
   [
     *(
-      (*switches, True, False)
+      (*switches, True, False, "guided")
       for switches in itertools.product([False, True], repeat=3)
     ),
-    (True, True, True, False, False),
-    (True, False, True, False, False),
-    (True, True, True, True, True),
-    (True, True, True, False, True),
+    (True, True, True, False, False, "guided"),
+    (True, False, True, False, False, "guided"),
+    (True, True, True, True, True, "guided"),
+    (True, True, True, False, True, "guided"),
+    (True, False, False, True, False, "a_gem"),
   ],
 )
-def test_two_steps(rg, pg_real, pg_synthetic, project_pg, joint, monkeypatch):
+def test_two_steps(
+  rg, pg_real, pg_synthetic, project_pg, joint, method_name, monkeypatch
+):
   method = twin.make(
     monkeypatch,
     **{
+      "method": method_name,
       "guidance.rg": rg,
       "guidance.pg_real": pg_real,
       "guidance.pg_synthetic": pg_synthetic,
@@ -148,16 +167,26 @@ def test_two_steps(rg, pg_real, pg_synthetic, project_pg, joint, monkeypatch):
   batches = {"real": REAL, "synthetic": SYNTHETIC, "mixed": MIXED}
   step, buffer = jax.jit(stage.step), 0.0
   for progress in (0.0, 0.5):
-    state, _ = step(
+    state, metrics = step(
       state,
       frozen,
       {name: batches[name] for name in stage.streams},
       key,
       progress,
     )
-    descended = direction(
-      params, stats, m_p, pg_real, pg_synthetic, rg, project_pg, joint
+    descended, expected = direction(
+      params,
+      stats,
+      m_p,
+      pg_real=pg_real,
+      pg_synthetic=pg_synthetic,
+      rg=rg,
+      project_pg=project_pg,
+      joint=joint,
+      weights=(0.0, 1.0) if method_name == "a_gem" else (0.5, 2.0),
     )
+    for metric, value in expected.items():
+      np.testing.assert_allclose(metrics[metric], value, rtol=1e-3, atol=1e-5)
     buffer = twin.MOMENTUM * buffer + descended
     parts = buffer.split([leaf.numel() for leaf in twin.leaves(params)])
     with torch.no_grad():

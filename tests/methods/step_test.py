@@ -10,6 +10,8 @@ from synguide_jax import methods, models
 from synguide_jax.errors import UserError
 from synguide_jax.guidance import pretrained_guidance_loss
 from synguide_jax.methods.base import Batch, Info, Stream
+from synguide_jax.models.base import Architecture
+from synguide_jax.models.wide_resnet import WideResNet
 from tests import tiny
 
 INFO = Info(
@@ -34,6 +36,8 @@ REAL = batch(1, 8, [True] * 8)
 SYNTHETIC = batch(2, 8, [False] * 8)
 MIXED = batch(3, 16, [True, False, False, True] * 4)
 BATCHES = {"real": REAL, "synthetic": SYNTHETIC, "mixed": MIXED}
+# The real images, called something else.
+OPPOSED = REAL.replace(labels=(REAL.labels + 1) % 3, real=~REAL.real)
 
 
 def make(**overrides):
@@ -49,12 +53,13 @@ def make(**overrides):
   return methods.make(config, INFO)
 
 
-def one_step(method):
+def one_step(method, **others):
   """Returns the state before, the gradient that was applied, and metrics."""
   (stage,) = method.stages
   state, frozen = jax.jit(method.init)(KEY, REAL.images[:1])
   batches = {
-    name: BATCHES[stream.set] for name, stream in stage.streams.items()
+    name: {**BATCHES, **others}[stream.set]
+    for name, stream in stage.streams.items()
   }
   new, metrics = jax.jit(stage.step)(state, frozen, batches, KEY, 0.0)
   applied = jax.tree.map(
@@ -149,7 +154,7 @@ def test_rg_projects_gradients_that_include_pg(pg_real, pg_synthetic):
       "guidance.synthetic_weight": 2.0,
     }
   )
-  state, frozen, applied, metrics = one_step(method)
+  state, frozen, applied, metrics = one_step(method, synthetic=OPPOSED)
 
   def loss(params, batch, guided):
     value = cross_entropy(params, batch)
@@ -158,7 +163,7 @@ def test_rg_projects_gradients_that_include_pg(pg_real, pg_synthetic):
   grad = jax.jit(jax.grad(loss), static_argnames="guided")
   g_r, g_f = (
     np.asarray(flat(grad(state.params, of, guided=on)), np.float64)
-    for of, on in ((REAL, pg_real), (SYNTHETIC, pg_synthetic))
+    for of, on in ((REAL, pg_real), (OPPOSED, pg_synthetic))
   )
   dot = g_f @ g_r
   projected = g_f - (dot / (g_r @ g_r)) * g_r if dot < 0 else g_f
@@ -169,10 +174,10 @@ def test_rg_projects_gradients_that_include_pg(pg_real, pg_synthetic):
     rtol=1e-3,
     atol=1e-5,
   )
-  assert metrics["conflict_rate"] == float(dot < 0)
+  assert dot < 0 and metrics["conflict_rate"] == 1
   for name, on, of in (
     ("real_pg", pg_real, REAL),
-    ("synthetic_pg", pg_synthetic, SYNTHETIC),
+    ("synthetic_pg", pg_synthetic, OPPOSED),
   ):
     assert (name in metrics) == on
     if on:
@@ -201,9 +206,12 @@ def test_without_rg_pg_acts_on_rows_of_the_mixed_batch():
 def test_a_gem_is_guided_with_weights_0_and_1_bit_for_bit():
   switches = {"guidance.pg_real": False, "guidance.pg_synthetic": False}
   weights = {"guidance.real_weight": 0.0, "guidance.synthetic_weight": 1.0}
-  a_gem = one_step(make(method="a_gem"))
-  guided = one_step(make(method="guided", **switches, **weights))
-  jax.tree.map(np.testing.assert_array_equal, a_gem[2], guided[2])
+  a_gem = one_step(make(method="a_gem"), synthetic=OPPOSED)
+  guided = one_step(
+    make(method="guided", **switches, **weights), synthetic=OPPOSED
+  )
+  assert a_gem[3]["conflict_rate"] == 1
+  jax.tree.map(np.testing.assert_array_equal, a_gem[2:], guided[2:])
 
 
 def test_pg_of_weight_0_is_no_pg_bit_for_bit():
@@ -211,6 +219,18 @@ def test_pg_of_weight_0_is_no_pg_bit_for_bit():
   without = one_step(make(**off))
   zero = one_step(make(**{"guidance.pg_weight": 0.0}))
   jax.tree.map(np.testing.assert_array_equal, without[2], zero[2])
+
+
+def test_pg_of_weight_0_is_plain_training_bit_for_bit(monkeypatch):
+  # With dropout, which draws from the same keys.
+  network = Architecture(WideResNet, {"depth": 10, "widen": 1})
+  monkeypatch.setitem(models.MODELS, "dropping", network)
+  fields = {"model.name": "dropping", "guidance.rg": False}
+  plain = one_step(make(method="aug", **fields))
+  zero = one_step(
+    make(method="guided", **fields, **{"guidance.pg_weight": 0.0})
+  )
+  jax.tree.map(np.testing.assert_array_equal, plain[2], zero[2])
 
 
 def test_methods_start_a_run_from_the_same_weights():
@@ -291,11 +311,22 @@ def test_optimisers_are_optax_s(optimizer, transform):
     params = params + updates[0]
 
 
-def test_a_missing_set_is_named():
-  info = Info(INFO.class_names, INFO.image_shape, {"real": (4, 4, 4)})
-  for name in ("fake", "aug", "balanced", "weighted", "a_gem", "guided"):
-    with pytest.raises(UserError, match=f"'{name}' needs synthetic training"):
+@pytest.mark.parametrize("missing", ["real", "synthetic"])
+def test_a_missing_set_is_named(missing):
+  counts = dict(INFO.class_counts)
+  del counts[missing]
+  info = Info(INFO.class_names, INFO.image_shape, counts)
+  does_without = {
+    "real": ("fake", "asg", "csg", "diffusion"),
+    "synthetic": ("real", "diffusion"),
+  }
+  for name in set(methods.METHODS) - set(does_without[missing]):
+    with pytest.raises(UserError, match=f"'{name}' needs {missing} training"):
       methods.make(tiny.config(method=name), info)
+  only_pg = tiny.config(**{"guidance.rg": False, "guidance.pg_real": False})
+  if missing == "synthetic":
+    with pytest.raises(UserError, match="'guided' needs synthetic training"):
+      methods.make(only_pg, info)
 
 
 def test_epochs_are_of_the_synthetic_images():

@@ -6,6 +6,7 @@ with the package. Import it only where PyTorch is installed.
 
 import jax
 import numpy as np
+import optax
 import torch
 import torch.nn.functional as F
 
@@ -139,3 +140,35 @@ def assert_tree_close(actual, expected, rtol=2e-4, atol=2e-6):
     np.testing.assert_allclose(
       np.asarray(ours), theirs.detach().numpy(), rtol=rtol, atol=atol
     )
+
+
+def assert_momentum_close(opt_state, params, optimizer):
+  """Compares SGD's momentum with PyTorch's, of all that it is kept of.
+
+  Args:
+    opt_state: Of an optimiser of ``params``, of groups of them too.
+    params: Nested dicts of tensors.
+    optimizer: What trained them.
+  """
+  traces = jax.tree.leaves(
+    opt_state, is_leaf=lambda node: isinstance(node, optax.TraceState)
+  )
+  kept = {}
+  for node in traces:
+    if isinstance(node, optax.TraceState):
+      kept |= {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(node.trace)
+      }
+  expected = {
+    jax.tree_util.keystr(path): optimizer.state[leaf]["momentum_buffer"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if "momentum_buffer" in optimizer.state.get(leaf, {})
+  }
+  assert kept and kept.keys() <= expected.keys()
+  for path, buffer in expected.items():
+    if path in kept:
+      np.testing.assert_allclose(
+        kept[path], buffer, rtol=2e-4, atol=2e-6, err_msg=path
+      )
+  return set(kept)
