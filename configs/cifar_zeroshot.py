@@ -1,6 +1,6 @@
 """45,000 synthetic CIFAR-10 images and no real one: Table 2, "CIFAR-10".
 
-Rows "Ours (KL)", and "Baseline", "Ours (L1)" and "Real" with the sweep. Name
+Row "Ours (KL)"; the sweep trains all of them. Name
 your own synthetic images:
 
   python -m synguide_jax.main --config=configs/cifar_zeroshot.py \

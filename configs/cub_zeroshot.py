@@ -1,6 +1,6 @@
 """Synthetic CUB-200-2011 birds and no real one: Table 2, "CUB".
 
-Rows "Ours (KL)", and "Baseline", "Ours (L1)" and "Real" with the sweep. Name
+Row "Ours (KL)"; the sweep trains all of them. Name
 your own synthetic images, 4,521 in the paper:
 
   python -m synguide_jax.main --config=configs/cub_zeroshot.py \

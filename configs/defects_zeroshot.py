@@ -1,6 +1,6 @@
 """Synthetic defects on magnetic tiles and no real one: for Table 2, "SDI".
 
-Rows "Ours (KL)", and "Baseline", "Ours (L1)" and "Real" with the sweep. The
+Row "Ours (KL)"; the sweep trains all of them. The
 header of defects_lowshot.py says where the real images are, which are tested
 on, and what stands in for what. Name your own synthetic images:
 

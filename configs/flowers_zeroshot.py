@@ -1,6 +1,6 @@
 """Synthetic Oxford flowers and no real one: Table 2, "Flower".
 
-Rows "Ours (KL)", and "Baseline", "Ours (L1)" and "Real" with the sweep. Name
+Row "Ours (KL)"; the sweep trains all of them. Name
 your own synthetic images, 1,010 in the paper:
 
   python -m synguide_jax.main --config=configs/flowers_zeroshot.py \

@@ -200,7 +200,7 @@ def test_sweep_table_and_export():
     "--config.eval_every=2",
   ]
   sweep = ["sweep", SMOKE, *overrides, "--methods=real,fake"]
-  fails = "--config.weighted.real_weight=2"
+  fails = "--config.dann.domain_weight=-1"
   real = ["main", SMOKE, *overrides, "--config.method=real", "--workdir=real"]
   export = ["export", "--workdir=real", "--output=out"]
   first, again, table, _, exported, failing, *wrong = _run_commands(
@@ -210,7 +210,7 @@ def test_sweep_table_and_export():
       ["table", "--workdirs=runs/digits_lowshot_smoke/*", "--output=out/a.b"],
       real,
       export,
-      ["sweep", SMOKE, *overrides, fails, "--methods=weighted,fake"],
+      ["sweep", SMOKE, *overrides, fails, "--methods=dann,fake"],
       ["table", "--workdirs=nowhere/*,runs"],
       ["sweep", SMOKE, "--methods=real,cycle"],
       ["sweep", "--config=configs/letters.py:smoke"],
@@ -260,7 +260,7 @@ def test_sweep_table_and_export():
   assert code == 1
   lines = [line for line in out.splitlines() if line.startswith("[")]
   (failed,) = [line for line in lines if "failed" in line]
-  assert "failed: weighted.real_weight=2.0 must be in [0, 1]" in failed
+  assert "failed: dann.domain_weight=-1.0 must not be negative" in failed
   (trained,) = [line for line in lines if "failed" not in line]
   assert "test accuracy" in trained and len(lines) == 2
 
