@@ -77,29 +77,24 @@ def with_cifar10(config: ConfigDict) -> ConfigDict:
   return config
 
 
+_ASG_AND_CSG = {
+  "batch_size": 32,
+  "num_steps": 0,
+  "num_epochs": 30.0,
+  "optimizer.name": "sgd",
+  "optimizer.learning_rate": 1e-4,
+  "optimizer.momentum": 0.9,
+  "optimizer.weight_decay": 5e-4,
+}
+
 # Optimizer, schedule and batches of the methods' authors, by method, as
 # overrides; what docs/methods.md calls "as published". The paper trains with
 # "default hyperparameters from the authors for selected baselines", and does
 # not say which.
 PUBLISHED = {
-  "asg": {
-    "batch_size": 32,
-    "num_steps": 0,
-    "num_epochs": 30.0,
-    "optimizer.name": "sgd",
-    "optimizer.learning_rate": 1e-4,
-    "optimizer.momentum": 0.9,
-    "optimizer.weight_decay": 5e-4,
-    "optimizer.schedule": "asg",
-  },
+  "asg": {**_ASG_AND_CSG, "optimizer.schedule": "asg"},
   "csg": {
-    "batch_size": 32,
-    "num_steps": 0,
-    "num_epochs": 30.0,
-    "optimizer.name": "sgd",
-    "optimizer.learning_rate": 1e-4,
-    "optimizer.momentum": 0.9,
-    "optimizer.weight_decay": 5e-4,
+    **_ASG_AND_CSG,
     "optimizer.schedule": "csg",
     "data.randaugment_layers": 1,
     "data.randaugment_magnitude": 6,
