@@ -1,8 +1,8 @@
 """Fields of the single methods, with the defaults of those who published them.
 
-What a method's own code and paper leave open, or do differently from another
-well-known code, is a field here. Plain data only; docs/methods.md has the
-equations and the sources.
+Where a default is another one, docs/methods.md says so. What a method's own
+code and paper leave open, or do differently from another well-known code, is a
+field here. Plain data only; the equations are in synguide_jax/methods.
 """
 
 from ml_collections import ConfigDict

@@ -129,36 +129,6 @@ def _losses(config: Any, info: Info, trained: networks.Trained) -> Any:
   return network, losses
 
 
-def _passes(config: Any, trained: networks.Trained) -> Any:
-  """Returns the forward passes of a step, each of some of its streams.
-
-  Returns:
-    ``key -> [(key, forward)]``.
-  """
-  if two_streams.is_joint(config):
-    both = two_streams.forward(trained, config)
-    return lambda key: [(key, both)]
-  updates = two_streams.updates_statistics(config)
-
-  def one(name):
-    def forward(params, batch_stats, batches, key):
-      images = batches[name].images
-      output = trained.apply(params, batch_stats, images, key)
-      kept = output.batch_stats if updates(name) else batch_stats
-      return {name: output}, kept
-
-    return forward
-
-  def passes(key):
-    keys = jax.random.split(key)
-    return [
-      (of_pass, one(name))
-      for name, of_pass in zip(two_streams.NAMES, keys, strict=True)
-    ]
-
-  return passes
-
-
 def _two_stream_step(
   config: Any,
   trained: networks.Trained,
@@ -168,7 +138,7 @@ def _two_stream_step(
   tx: optax.GradientTransformation,
 ) -> StepFn:
   """Makes the step with Real Guidance."""
-  passes = _passes(config, trained)
+  passes = two_streams.passes(trained, config)
 
   def objectives(outputs, frozen, batches):
     """What is differentiated, g_r and g_f's by name, and metrics."""
@@ -189,7 +159,8 @@ def _two_stream_step(
   def step(state, frozen, batches, key, progress):
     del progress
     grads, metrics, batch_stats = {}, {"loss": 0.0}, state.batch_stats
-    for of_pass, forward in passes(key):
+    keys = jax.random.split(key, len(passes))
+    for of_pass, forward in zip(keys, passes, strict=True):
 
       def of_names(params, forward=forward, kept=batch_stats, of_pass=of_pass):
         outputs, kept = forward(params, kept, batches, of_pass)
@@ -199,11 +170,8 @@ def _two_stream_step(
       _, found, (batch_stats, values) = two_streams.gradients(
         of_names, state.params
       )
-      behind = found.pop("behind", None)
-      if behind is not None:
-        earlier = grads.get("behind")
-        grads["behind"] = optax.tree.add(earlier, behind) if earlier else behind
-      grads |= found
+      for name, of in found.items():
+        grads[name] = optax.tree.add(grads[name], of) if name in grads else of
       metrics |= values | {"loss": metrics["loss"] + values["loss"]}
     combined, rg_state = rg.update(
       grads["synthetic"],

@@ -35,15 +35,20 @@ from synguide_jax.methods.base import (
 from synguide_jax.methods.two_streams import Forward
 
 
-def num_steps(config: Any, info: Info, stream: Stream) -> int:
-  """Length of training: ``num_steps``, or ``num_epochs`` of ``stream``."""
-  if config.num_steps > 0:
-    return config.num_steps
-  if config.num_epochs <= 0:
+def check_length(config: Any) -> None:
+  """Raises UserError if the config has no training of any length."""
+  if config.num_steps <= 0 and config.num_epochs <= 0:
     raise UserError(
       f"num_steps={config.num_steps} and num_epochs={config.num_epochs}: one "
       "of them must be positive."
     )
+
+
+def num_steps(config: Any, info: Info, stream: Stream) -> int:
+  """Length of training: ``num_steps``, or ``num_epochs`` of ``stream``."""
+  check_length(config)
+  if config.num_steps > 0:
+    return config.num_steps
   return info.num_steps(stream, epochs=config.num_epochs)
 
 

@@ -50,9 +50,7 @@ def lengths(
     steps = round(share * config.num_steps)
     steps = min(max(steps, 1), config.num_steps - 1)
     return steps, config.num_steps - steps
-  if config.num_epochs <= 0:
-    # For the error.
-    supervised.num_steps(config, info, first)
+  supervised.check_length(config)
   over = dataclasses.replace(second, set=of)
   return (
     info.num_steps(first, epochs=share * config.num_epochs),

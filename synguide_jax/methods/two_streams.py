@@ -1,6 +1,7 @@
 """Steps with a real and a synthetic batch, as ``config.two_streams`` says."""
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 import jax
@@ -74,30 +75,24 @@ def is_joint(config: Any, field: str = "two_streams.batch_norm") -> bool:
   return mode == "joint"
 
 
-def forward(
+def passes(
   trained: networks.Trained,
   config: Any,
   field: str = "two_streams.batch_norm",
-) -> Forward:
-  """Makes the forward pass of both batches, in training mode.
+) -> tuple[Forward, ...]:
+  """Makes the forward passes of a step, in training mode.
 
   Args:
     trained: The network.
     config: The whole config.
-    field: What says how batch normalisation sees them: ``"separate"``, in two
-      passes, or ``"joint"``, in one.
+    field: What says how batch normalisation sees the two batches:
+      ``"separate"``, each in a pass of its own, or ``"joint"``, in one.
   """
   updates = updates_statistics(config)
 
-  def separate(params, batch_stats, batches, key):
-    outputs = {}
-    for stream_key, name in zip(jax.random.split(key), NAMES, strict=True):
-      outputs[name] = trained.apply(
-        params, batch_stats, batches[name].images, stream_key
-      )
-      if updates(name):
-        batch_stats = outputs[name].batch_stats
-    return outputs, batch_stats
+  def alone(name, params, batch_stats, batches, key):
+    output = trained.apply(params, batch_stats, batches[name].images, key)
+    return {name: output}, output.batch_stats if updates(name) else batch_stats
 
   def joint(params, batch_stats, batches, key):
     images = [batches[name].images for name in NAMES]
@@ -113,7 +108,28 @@ def forward(
     }
     return outputs, output.batch_stats
 
-  return joint if is_joint(config, field) else separate
+  if is_joint(config, field):
+    return (joint,)
+  return tuple(functools.partial(alone, name) for name in NAMES)
+
+
+def forward(
+  trained: networks.Trained,
+  config: Any,
+  field: str = "two_streams.batch_norm",
+) -> Forward:
+  """Makes one function of all :func:`passes`, one after the other."""
+  every = passes(trained, config, field)
+
+  def run(params, batch_stats, batches, key):
+    outputs = {}
+    keys = jax.random.split(key, len(every))
+    for of_pass, one in zip(keys, every, strict=True):
+      found, batch_stats = one(params, batch_stats, batches, of_pass)
+      outputs |= found
+    return outputs, batch_stats
+
+  return run
 
 
 def gradients(
