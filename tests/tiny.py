@@ -1,7 +1,11 @@
 """A training small enough for tests, shared by several of them."""
 
+import flax.linen as nn
+import jax.numpy as jnp
+
 from synguide_jax import config as config_lib
 from synguide_jax.models.base import Architecture
+from synguide_jax.models.layers import classify, numbered_stages
 from synguide_jax.models.resnet import ResNet
 
 # Two stages of a block each, with batch normalisation; to be put in MODELS.
@@ -9,6 +13,20 @@ RESNET = Architecture(
   ResNet,
   {"blocks": (1, 1), "bottleneck": False, "width": 4, "small_images": True},
 )
+
+
+class Dense(nn.Module):
+  """A network that compiles in no time."""
+
+  num_classes: int
+  dtype: object = jnp.float32
+  stages = numbered_stages(0)
+
+  @nn.compact
+  def __call__(self, images, *, train, upto=None):
+    del train
+    x = nn.tanh(nn.Dense(16)(images.reshape(len(images), -1)))
+    return classify({}, x, num_classes=self.num_classes, upto=upto)
 
 
 def config(**overrides):

@@ -1,6 +1,5 @@
 """DADA's losses, and whose gradient its step applies to what."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,6 @@ from synguide_jax.errors import UserError
 from synguide_jax.methods import dada
 from synguide_jax.methods.base import Batch, Info
 from synguide_jax.models.base import Architecture
-from synguide_jax.models.layers import classify, numbered_stages
 from tests import tiny
 
 # Three classes and the domain.
@@ -127,20 +125,6 @@ def test_without_a_domain_the_source_loss_is_cross_entropy():
   np.testing.assert_allclose(loss, expected.mean(), rtol=1e-6)
 
 
-class Dense(nn.Module):
-  """A network that compiles in no time."""
-
-  num_classes: int
-  dtype: object = jnp.float32
-  stages = numbered_stages(0)
-
-  @nn.compact
-  def __call__(self, images, *, train, upto=None):
-    del train
-    x = nn.tanh(nn.Dense(16)(images.reshape(len(images), -1)))
-    return classify({}, x, num_classes=self.num_classes, upto=upto)
-
-
 INFO = Info(
   class_names=("a", "b", "c"),
   image_shape=(4, 4, 1),
@@ -164,7 +148,7 @@ def make(**overrides):
     }
   )
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.MODELS, "dense", Architecture(Dense))
+    patch.setitem(models.MODELS, "dense", Architecture(tiny.Dense))
     return methods.make(config, INFO)
 
 

@@ -1,6 +1,5 @@
 """LTDA's weights, and what its step descends."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,6 @@ from synguide_jax.errors import UserError
 from synguide_jax.methods import ltda
 from synguide_jax.methods.base import Batch, Info
 from synguide_jax.models.base import Architecture
-from synguide_jax.models.layers import classify, numbered_stages
 from tests import tiny
 
 
@@ -137,20 +135,6 @@ def test_conditional_weights_know_their_reductions():
     )
 
 
-class Dense(nn.Module):
-  """A network that compiles in no time."""
-
-  num_classes: int
-  dtype: object = jnp.float32
-  stages = numbered_stages(0)
-
-  @nn.compact
-  def __call__(self, images, *, train, upto=None):
-    del train
-    x = nn.tanh(nn.Dense(16)(images.reshape(len(images), -1)))
-    return classify({}, x, num_classes=self.num_classes, upto=upto)
-
-
 INFO = Info(
   class_names=("a", "b", "c"),
   image_shape=(4, 4, 1),
@@ -173,7 +157,7 @@ def make(**overrides):
     }
   )
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.MODELS, "dense", Architecture(Dense))
+    patch.setitem(models.MODELS, "dense", Architecture(tiny.Dense))
     return methods.make(config, INFO)
 
 
