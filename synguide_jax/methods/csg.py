@@ -348,7 +348,6 @@ def make(config: Any, info: Info) -> Method:
         x: _normalised(jax.random.normal(k, shape))
         for x, k in zip(layers, queue_keys, strict=True)
       },
-      "position": jnp.int32(0),
       "num_batches": jnp.int32(0),
     }
     params = {"network": variables["params"], "query_heads": query_heads}
@@ -403,8 +402,10 @@ def make(config: Any, info: Info) -> Method:
     )
     updates, opt_state = tx.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
-    position, size = extra["position"], config.batch_size
-    metrics |= queue_state(extra["num_batches"], size, queue_size)
+    size, done = config.batch_size, extra["num_batches"]
+    metrics |= queue_state(done, size, queue_size)
+    # Without a product that grows with the training.
+    position = done % queue_size * size % queue_size
     state = state.replace(
       params=params["network"],
       batch_stats=batch_stats,
@@ -415,8 +416,7 @@ def make(config: Any, info: Info) -> Method:
         "queue": {
           x: enqueue(extra["queue"][x], keys[x], position) for x in layers
         },
-        "position": (position + size) % queue_size,
-        "num_batches": extra["num_batches"] + 1,
+        "num_batches": done + 1,
       },
     )
     return state, metrics

@@ -211,7 +211,7 @@ def test_keys_join_the_queue(two_steps):
     np.testing.assert_array_equal(third[4:8], second[4:8])
     assert (third[:4] != second[:4]).any(1).all()
     assert (third[8:] != second[8:]).any(1).all()
-  assert [int(s.extra["position"]) for s in states] == [0, 8, 4]
+  assert [int(s.extra["num_batches"]) for s in states] == [0, 1, 2]
   np.testing.assert_allclose(metrics["queue_filled"], 8 / 12, rtol=1e-6)
 
 
