@@ -1,61 +1,67 @@
 """Runs the rows of a config's table that are not finished, one workdir each.
 
   python -m synguide_jax.sweep --config=configs/digits_lowshot.py
-  python -m synguide_jax.sweep --config=... --methods=real,fake,aug
+  ... --methods=real,fake,aug --also=configs/digits_lowshot.py:weak
+  ... --grid="data.shots=1,5,10;optimizer.learning_rate=1e-3,1e-4"
+  ... --jobs=4
+  ... --print_commands | xargs -d '\\n' -n 1 -P 4 sh -c
 
-The rows are the config file's `get_sweep()`. Overrides hold for all of them,
-but for the fields that a row sets itself.
+Rows are the config files' `get_sweep()`. Overrides hold for all of them, and
+the grid's combinations are crossed with them, but for the fields that a row
+sets itself. Workdirs are main's, and the same command continues what was cut.
+Jobs print to log.txt; on one GPU, XLA_PYTHON_CLIENT_PREALLOCATE=false lets them
+share its memory. Exits with 1 if anything is left.
 """
-
-import time
 
 from absl import flags
 from ml_collections import config_flags
 
-from synguide_jax import config as config_lib
-from synguide_jax import console, experiment, workdir
-from synguide_jax.analysis import table
-from synguide_jax.console import say
-from synguide_jax.errors import DivergedError, UserError
+from synguide_jax import console, experiment, grid, hosts
+from synguide_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file in configs/, with :argument.", lock_config=True
 )
-_METHODS = flags.DEFINE_list("methods", None, "Only rows of these methods.")
+_ALSO = flags.DEFINE_list("also", [], "Further config files, with :argument.")
+_METHODS = flags.DEFINE_list("methods", [], "Only rows of these methods.")
+_GRID = flags.DEFINE_string(
+  "grid", "", "<field>=<value>,<value>;<field>=...: crossed with the rows."
+)
+_PRINT = flags.DEFINE_bool(
+  "print_commands", False, "Only print the commands of unfinished cells."
+)
+_JOBS = flags.DEFINE_integer(
+  "jobs", 1, "Cells at a time; 1: in this process.", lower_bound=1
+)
+_RESTARTS = flags.DEFINE_integer(
+  "restarts", 3, "How often --jobs starts a killed cell again.", lower_bound=0
+)
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "As for main; no --jobs.")
 flags.mark_flag_as_required("config")
 
 
 def main() -> int:
   """Runs the command; returns its exit code."""
-  file = config_flags.get_config_filename(flags.FLAGS["config"])
-  base, rows = config_lib.load(file), config_lib.load_sweep(file)
-  known = {row["method"] for row in rows}
-  if unknown := set(_METHODS.value or ()) - known:
-    raise UserError(
-      f"--methods={','.join(sorted(unknown))}: {file} has rows of "
-      f"{', '.join(sorted(known))}."
-    )
-  rows = [r for r in rows if r["method"] in (_METHODS.value or known)]
-  folders, failed = [], 0
-  for number, row in enumerate(rows, start=1):
-    config = config_lib.override(_CONFIG.value, row)
-    folder = workdir.default_workdir(file, config, base)
-    folders.append(folder)
-    started = time.monotonic()
-    try:
-      finished = workdir.results(folder) is not None
-      results = experiment.run(config, folder, show_progress=False)
-      took = console.duration(time.monotonic() - started)
-      outcome = experiment.headline(results)
-      outcome += "  (finished before)" if finished else f"  in {took}"
-    # One row that cannot run must not keep the others from it.
-    except (DivergedError, UserError) as error:
-      failed += 1
-      outcome = f"failed: {' '.join(str(error).split())}"
-    name = table.label(workdir.flatten(config.to_dict()), row)
-    say(f"[{number:2}/{len(rows)}] {name}: {outcome}")
-  experiment.show_table(folders)
-  return 1 if failed else 0
+  if _MULTIHOST.value:
+    if _PRINT.value or _JOBS.value > 1:
+      raise UserError("--multihost wants neither --jobs nor --print_commands.")
+    hosts.initialize()
+  flag = flags.FLAGS["config"]
+  cells = grid.cells(
+    [config_flags.get_config_filename(flag), *_ALSO.value],
+    config_flags.get_override_values(flag),
+    methods=_METHODS.value,
+    grid=_GRID.value,
+  )
+  if _PRINT.value:
+    print(*(f"{line}\n" for line in grid.commands(cells)), sep="", end="")
+    return 0
+  if _JOBS.value == 1:
+    unfinished = grid.run_here(cells)
+  else:
+    unfinished = grid.run_jobs(cells, _JOBS.value, _RESTARTS.value)
+  experiment.show_table([cell.folder for cell in cells])
+  return 1 if unfinished else 0
 
 
 if __name__ == "__main__":

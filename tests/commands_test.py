@@ -46,6 +46,8 @@ own = {"config", "workdir", "methods", "workdirs", "output", "formats", "run"}
 own |= {"source", "skip_damaged", "classifier", "split", "match_classes"}
 own |= {"class_mapping", "relabel", "threshold", "agree", "min_loss"}
 own |= {"max_loss", "per_class", "balance_with", "seed"}
+own |= {"also", "grid", "jobs", "restarts", "print_commands"}
+own |= {"multihost", "profile"}
 done = []
 for command, *args in json.loads(sys.stdin.read()):
   sys.argv = [command, *args]
@@ -375,7 +377,7 @@ _BAD = [
   ([DIGITS, "--config.model.name=vit"], "'vit'; known"),
   ([DIGITS, "--config.model.dtype=half"], "dtype='half'"),
   ([DIGITS, "--config.pretrained.weights=hf:no/net"], "hf:no/net.*hub.*cache"),
-  ([DIGITS, "--config.runs_mode=pmap"], "runs_mode='pmap'.*vmap, map"),
+  ([DIGITS, "--config.runs_mode=pmap"], "runs_mode='pmap'.*auto, vmap, map"),
   ([DIGITS, "--config.batch_size=7"], "batch_size=7"),
   ([DIGITS, "--config.num_runs=0"], "num_runs=0"),
   ([DIGITS, "--config.optimizer.name=lion"], "lion"),
