@@ -44,8 +44,6 @@ def get_config(arg=None):
     # Of CIFAR-10.
     config.model.mean = (0.4914, 0.4822, 0.4465)
     config.model.std = (0.2023, 0.1994, 0.2010)
-    # Five of them fit side by side.
-    config.runs_mode = "vmap"
   return config_lib.smoke(config) if arg == "smoke" else config
 
 

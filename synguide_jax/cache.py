@@ -27,6 +27,27 @@ def cache_dir() -> Path:
   return Path(folder).expanduser()
 
 
+def write_whole(path: Any, content: bytes) -> None:
+  """Writes a whole file or none of it.
+
+  Args:
+    path: A local path, or one of epath's.
+    content: What to write.
+  """
+  # Named, so that what a killed process leaves can be told; see `leftovers`.
+  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+  try:
+    partial.write_bytes(content)
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def leftovers(folder: Any) -> list[Any]:
+  """Returns what killed calls of `write_whole` left in a folder."""
+  return list(folder.glob(".*.partial"))
+
+
 def fingerprint(mapping: Mapping[str, Any]) -> str:
   """Returns 12 hexadecimal digits that identify ``mapping``.
 

@@ -1,10 +1,13 @@
 """Checkpoints of a training, with Orbax."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import errno
+import os
 from typing import Any
 
 from absl import logging
+from etils import epath
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -22,18 +25,19 @@ class Checkpointer:
   A context manager: what is being saved is finished on leaving it.
 
   Args:
-    folder: Where the checkpoints live.
+    folder: Where the checkpoints live; local or remote.
     every: Steps between two saves.
   """
 
-  def __init__(self, folder: Path, every: int):
+  def __init__(self, folder: epath.Path, every: int):
     options = ocp.CheckpointManagerOptions(
       save_decision_policy=policies.FixedIntervalPolicy(every),
       preservation_policy=policies.LatestN(_KEPT),
       # A killed save leaves a temporary folder.
       cleanup_tmp_directories=True,
     )
-    self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+    with _disk_full():
+      self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
     self._every = every
 
   def due(self, step: int) -> bool:
@@ -56,16 +60,15 @@ class Checkpointer:
       record: JSON-serialisable data.
       force: Save whether due or not.
     """
-    if self._manager.latest_step() == step:
-      return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        arrays=ocp.args.StandardSave(arrays),
-        record=ocp.args.JsonSave(dict(record)),
-      ),
-      force=force,
-    )
+    with _disk_full():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          arrays=ocp.args.StandardSave(arrays),
+          record=ocp.args.JsonSave(dict(record)),
+        ),
+        force=force,
+      )
 
   def restore(
     self, abstract_of: Callable[[dict[str, Any]], Any]
@@ -117,8 +120,22 @@ class Checkpointer:
 
   def __exit__(self, *error: Any) -> None:
     """Waits for the saves under way, also if training was interrupted."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    with _disk_full():
+      self._manager.wait_until_finished()
+      self._manager.close()
+
+
+@contextlib.contextmanager
+def _disk_full() -> Iterator[None]:
+  """Turns what Orbax makes of a full disk back into an OSError."""
+  try:
+    yield
+  except Exception as error:
+    for number in (errno.ENOSPC, errno.EDQUOT):
+      if os.strerror(number) in str(error):
+        first = str(error).partition("\n")[0]
+        raise OSError(number, os.strerror(number), first) from error
+    raise
 
 
 def _report(step: int, error: Exception) -> int:

@@ -34,8 +34,17 @@ def training_defaults() -> ConfigDict:
   config.num_runs = 5
   # Number of the first one; a run is the same alone and in company.
   config.first_run = 0
-  # "vmap": all runs at once; "map": one after the other inside a step.
-  config.runs_mode = "vmap"
+  # "vmap": all runs of a device at once; "map": one after the other inside a
+  # step; "auto": by the rule of program.choose_runs_mode, and kept on resuming.
+  config.runs_mode = "auto"
+
+  config.mesh = ConfigDict()
+  # Devices that runs are spread over; the rest splits each run's batch.
+  # 0: as many as can be, see mesh.create.
+  config.mesh.runs = 0
+  # What is split over the devices of a run instead of copied to each of them:
+  # "optimizer", "frozen". Saves memory, costs transfers.
+  config.mesh.split = ()
 
   config.data = ConfigDict()
   # Spec of the real images.
@@ -106,6 +115,9 @@ def training_defaults() -> ConfigDict:
 
   # Images a step and run, over all devices; two streams take half of it each.
   config.batch_size = 128
+  # Parts a step computes its gradients in, one after the other; their mean is
+  # that of the whole. Saves memory. Batch normalisation and PG see one part.
+  config.microbatches = 1
   # Length of the training, steps; 0: num_epochs.
   config.num_steps = 0
   # Passes over the synthetic images, or the only ones there are.

@@ -10,12 +10,17 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from synguide_jax.errors import DivergedError, UserError
+from synguide_jax import hosts
+from synguide_jax.errors import DivergedError, Preempted, UserError
+
+# The exit code after SIGTERM or a preemption: start the same command again.
+PREEMPTED = os.EX_TEMPFAIL
 
 
 def say(line: str = "") -> None:
-  """Prints a line at once."""
-  print(line, flush=True)
+  """Prints a line at once; of several processes, only the first does."""
+  if hosts.is_first():
+    print(line, flush=True)
 
 
 def quiet() -> None:
@@ -33,8 +38,9 @@ def quiet() -> None:
 def run(main: Callable[[], int | None]) -> None:
   """Runs a command: parses its flags, and turns user errors into one line.
 
-  Exits with what ``main`` returns, with 1 if training diverged, and with 2 for
-  a `UserError`.
+  Exits with what ``main`` returns, with 1 if training diverged or a disk is
+  full, with 2 for a `UserError`, with 75 if training stopped on SIGTERM or for
+  a preemption and the same command continues it, and with 130 on Ctrl-C.
   """
   quiet()
 
@@ -48,6 +54,9 @@ def run(main: Callable[[], int | None]) -> None:
   except (DivergedError, UserError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1 if isinstance(error, DivergedError) else 2)
+  except Preempted as error:
+    print(f"{error} The same command continues.", file=sys.stderr)
+    sys.exit(PREEMPTED)
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise

@@ -15,6 +15,13 @@ class DivergedError(ArithmeticError):
   """The loss of every run became NaN or infinite. Commands exit with 1."""
 
 
+class Preempted(Exception):
+  """Stopped by SIGTERM or preemption, with a checkpoint; commands exit with 75.
+
+  The same call continues.
+  """
+
+
 def check_known(field: str, value: Any, known: Iterable[Any]) -> None:
   """Raises UserError, naming the config's field, for an unknown value."""
   if value not in known:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from synguide_jax import mesh as mesh_lib
 from synguide_jax.images import Resident, Streamed
 
 Metrics = dict[str, np.ndarray]
@@ -24,7 +25,7 @@ class Evaluator:
     labels: Their labels.
     num_classes: Number of classes.
     batch_size: Images a step; the last batch is padded and masked.
-    index_sharding: How a batch is spread over the devices.
+    mesh: The devices, over which a batch is spread.
   """
 
   def __init__(
@@ -35,11 +36,11 @@ class Evaluator:
     *,
     num_classes: int,
     batch_size: int,
-    index_sharding: jax.sharding.Sharding,
+    mesh: jax.sharding.Mesh,
   ):
     self._images, self._labels = images, labels
     self._num_classes, self._batch_size = num_classes, batch_size
-    self._index_sharding = index_sharding
+    self._sharding = mesh_lib.over_images(mesh)
 
     def sums(state, frozen, stored, drawn, label, mask):
       logits = logits_fn(state, frozen, drawn.look_up(stored))
@@ -50,7 +51,8 @@ class Evaluator:
       per_class = jnp.einsum("rn,rnk->rk", correct.astype(jnp.int32), classes)
       return jnp.where(mask, loss, 0.0).sum(-1), per_class
 
-    self._sums = jax.jit(sums)
+    # Sums that every process can read.
+    self._sums = jax.jit(sums, out_shardings=mesh_lib.replicated(mesh))
 
   def __call__(
     self,
@@ -81,9 +83,9 @@ class Evaluator:
     padded = np.pad(index, (0, padding)).astype(np.int32).reshape(-1, size)
     masks = np.pad(of_run, ((0, 0), (0, padding)))
     masks = masks.reshape(len(of_run), -1, size).swapaxes(0, 1)
-    drawn = self._images.listed(list(padded), self._index_sharding)
+    drawn = self._images.listed(list(padded), self._sharding)
     for batch, indices, mask in zip(drawn, padded, masks, strict=True):
-      label = jax.device_put(self._labels[indices], self._index_sharding)
+      label = mesh_lib.place(self._labels[indices], self._sharding)
       partial.append(
         self._sums(state, frozen, self._images.stored, batch, label, mask)
       )

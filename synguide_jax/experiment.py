@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 import contextlib
 import functools
-from pathlib import Path
 from typing import Any
 
-from synguide_jax import console
+from etils import epath
+
+from synguide_jax import console, hosts
 from synguide_jax import workdir as workdir_lib
 from synguide_jax.analysis import table
 from synguide_jax.console import say
@@ -14,7 +15,11 @@ from synguide_jax.errors import UserError
 
 
 def run(
-  config: Any, workdir: Path, *, show_progress: bool = True
+  config: Any,
+  workdir: epath.Path,
+  *,
+  show_progress: bool = True,
+  profile: int = 0,
 ) -> dict[str, Any]:
   """Trains and evaluates ``config`` in ``workdir``, or returns its results.
 
@@ -25,6 +30,7 @@ def run(
     config: The experiment's config.
     workdir: Its folder.
     show_progress: Whether to print a line at each validation.
+    profile: Steps to trace.
 
   Returns:
     The contents of results.json.
@@ -40,28 +46,95 @@ def run(
   made = inputs.make(config, train_fn)
   if show_progress:
     say(f"Training {config.num_runs} runs")
-  return train_fn(config, workdir, made)
+  return train_fn(config, workdir, made, profile=profile)
 
 
 def train(
-  config: Any, workdir: Path, inputs: Mapping[str, str], *, show_progress: bool
+  config: Any,
+  workdir: epath.Path,
+  inputs: Mapping[str, str],
+  *,
+  show_progress: bool,
+  profile: int = 0,
 ) -> dict[str, Any]:
-  """Calls the trainer with TensorBoard events and, if asked, lines here."""
+  """Calls the trainer with TensorBoard events and, if asked, lines here.
+
+  Args:
+    config: The experiment's config.
+    workdir: Its folder.
+    inputs: What its specs stand for.
+    show_progress: Whether to print a line at each validation.
+    profile: Steps to trace.
+
+  Returns:
+    The contents of results.json.
+  """
   from clu import metric_writers, periodic_actions
 
   from synguide_jax.train import train_and_evaluate
 
-  writers = [metric_writers.SummaryWriter(str(workdir))]
+  writers = []
+  if hosts.is_first():
+    writers.append(metric_writers.SummaryWriter(str(workdir)))
   if show_progress:
     writers.append(console.ConsoleWriter())
   writer = metric_writers.MultiWriter(writers)
   progress = periodic_actions.ReportProgress(
     every_steps=config.eval_every, every_secs=None, writer=writer
   )
-  with contextlib.closing(writer):
+  with contextlib.closing(writer), _Trace(workdir, profile) as trace:
     return train_and_evaluate(
-      config, workdir, writer, hooks=(progress,), inputs=inputs
+      config, workdir, writer, hooks=(progress, trace), inputs=inputs
     )
+
+
+class _Trace:
+  """A hook that writes a trace of some steps for TensorBoard's profiler.
+
+  clu's begins at a global step, which a training that continues may be past,
+  and leaves out one that is cut short.
+
+  Args:
+    folder: Where to; ``plugins/profile`` is made in it.
+    length: Steps to trace, after the ten that a session begins with; 0: none.
+  """
+
+  _FIRST = 10
+
+  def __init__(self, folder: epath.Path, length: int):
+    self._folder, self._length = folder, length
+    self._steps, self._running = 0, False
+
+  def __call__(self, step: int) -> None:
+    """Counts a step, and begins or ends the trace after it."""
+    import jax
+
+    del step
+    self._steps += 1
+    if self._length and self._steps == self._FIRST:
+      jax.block_until_ready(jax.live_arrays())
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+    elif self._running and self._steps == self._FIRST + self._length:
+      self._stop()
+
+  def _stop(self) -> None:
+    import jax
+
+    # Steps are dispatched ahead of the devices.
+    jax.block_until_ready(jax.live_arrays())
+    jax.profiler.stop_trace()
+    self._running = False
+    say(f"  traced {self._steps - self._FIRST} steps into {self._folder}")
+
+  def __enter__(self) -> "_Trace":
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    if self._running:
+      self._stop()
+    elif self._length and self._steps < self._FIRST:
+      say(f"  no trace: there were less than {self._FIRST} steps")
 
 
 def best_run(results: Mapping[str, Any]) -> int:
@@ -83,7 +156,9 @@ def best_run(results: Mapping[str, Any]) -> int:
   return max(runs, key=lambda run: accuracy[results["runs"].index(run)])
 
 
-def load_classifier(workdir: Path, results: Mapping[str, Any], run: int) -> Any:
+def load_classifier(
+  workdir: epath.Path, results: Mapping[str, Any], run: int
+) -> Any:
   """Loads the classifier that a finished experiment selected.
 
   The images and weights that its config names are loaded as well, and those
@@ -118,7 +193,7 @@ def load_classifier(workdir: Path, results: Mapping[str, Any], run: int) -> Any:
   if program.method.predict is None:
     raise UserError(f"{workdir} holds a {config.method}, not a classifier.")
   place = results["runs"].index(run)
-  state = jax.tree.map(lambda leaf: leaf[place], jax.device_get(state))
+  state = jax.tree.map(lambda leaf: leaf[place], state)
   variables = {"params": state.params, "batch_stats": state.batch_stats}
   return Pretrained(program.method.model, variables, program.info.image_shape)
 
@@ -188,7 +263,7 @@ def summary(results: Mapping[str, Any]) -> list[str]:
   return lines
 
 
-def show_table(folders: Sequence[Path]) -> None:
+def show_table(folders: Sequence[epath.Path]) -> None:
   """Prints the table of the finished among these workdirs, if there are any."""
   if tables := table.gather(folders):
     say()

@@ -72,8 +72,11 @@ def create(
   device, copies = mesh.devices.flat[0], 1
   if device.platform == "cpu":
     copies = mesh.size // jax.process_count()
-  fits = copies * pixels.nbytes <= data.resident_share * _memory(device)
-  if data.feed == "resident" or (data.feed == "auto" and fits):
+  resident = data.feed == "resident"
+  if data.feed == "auto":
+    # Devices of a topology that is not there could not say.
+    resident = copies * pixels.nbytes <= data.resident_share * _memory(device)
+  if resident:
     return Resident(pixels, mesh)
   workers = data.num_workers
   if workers < 0:

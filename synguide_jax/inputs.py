@@ -7,6 +7,7 @@ Both are kept in the cache folder, apart by config and by version.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 from pathlib import Path
 import time
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from synguide_jax import __version__, cache, methods
+from synguide_jax import __version__, cache, hosts, methods
 from synguide_jax import config as config_lib
 from synguide_jax import workdir as workdir_lib
 from synguide_jax.console import duration, say
@@ -155,15 +156,16 @@ def _generated_set(spec: str, data: Any, train: TrainFn) -> str:
     program, state = _train_in_cache(path.stem, training, train)
     params = diffusion.ema_params(_first_run(state))
     say(f"  sampling {config.sample.per_class} images a class")
-    prepared.prepare(
-      name,
-      mark,
-      lambda: diffusion.generate(config, params, program.info),
-      program.info.class_names,
-      provenance={"config": workdir_lib.as_json(config), "spec": spec},
-    )
+    with hosts.in_turn():
+      prepared.prepare(
+        name,
+        mark,
+        lambda: diffusion.generate(config, params, program.info),
+        program.info.class_names,
+        provenance={"config": workdir_lib.as_json(config), "spec": spec},
+      )
   sheet = folder / "contact_sheet.png"
-  if not sheet.exists():
+  if hosts.is_first() and not sheet.exists():
     images = records.of_prepared(folder)["train"]
     pixels = Pixels(
       [(images, np.arange(len(images)))],
@@ -190,7 +192,7 @@ def _trained_weights(spec: str, train: TrainFn) -> str:
     program, state = _train_in_cache(name, config, train)
     state = _first_run(state)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    with _alone(folder):
+    with hosts.in_turn(), _alone(folder):
       # Who waited for it finds it there, and may be reading it.
       if not (folder / "config.json").exists():
         save_pretrained(
@@ -210,7 +212,8 @@ def _train_in_cache(name: str, config: Any, train: TrainFn) -> tuple[Any, Any]:
 
   workdir = cache.cache_dir() / "work" / f"{name}-{_mark(config)}"
   inputs = make(config, train)
-  with _alone(workdir):
+  # Of several processes, which train together, the first holds the lock.
+  with _alone(workdir) if hosts.is_first() else contextlib.nullcontext():
     train(config, workdir, inputs)
     return load_trained(config, workdir, inputs=inputs)
 
@@ -258,7 +261,7 @@ def _mark(config: Any) -> str:
 def _first_run(state: Any) -> Any:
   import jax
 
-  return jax.tree.map(lambda leaf: leaf[0], jax.device_get(state))
+  return jax.tree.map(lambda leaf: leaf[0], state)
 
 
 def _since(started: float) -> str:

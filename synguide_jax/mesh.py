@@ -1,34 +1,52 @@
 """Devices as a mesh of runs and shares of a batch."""
 
-from collections.abc import Iterator, Sequence
-import contextlib
+from collections.abc import Sequence
 import math
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
-from orbax.checkpoint import multihost
 
 from synguide_jax.errors import UserError
 
 RUN, DATA = "run", "data"
-_PATIENCE = 24 * 60 * 60 * 1000  # A day, ms.
 
 
-def create(num_runs: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def create(
+  num_runs: int,
+  devices: Sequence[jax.Device] | None = None,
+  *,
+  run_axis: int = 0,
+) -> Mesh:
   """Spreads the runs over the devices first, then each run's batch.
 
   Args:
     num_runs: Runs trained side by side.
     devices: Devices to use; by default all.
+    run_axis: Size of the run axis. 0: the largest that divides the number of
+      devices and gives more than half of the places in it to a run (five runs
+      use eight devices, but two do not use four).
 
   Returns:
-    A mesh with axes ``("run", "data")``; the run axis is the largest divisor
-    of both the number of runs and the number of devices.
+    A mesh with axes ``("run", "data")``.
+
+  Raises:
+    UserError: if the devices cannot be divided so.
   """
   devices = list(devices if devices is not None else jax.devices())
-  runs = math.gcd(num_runs, len(devices))
-  grid = np.asarray(devices).reshape(runs, -1)
+  count = len(devices)
+  if run_axis < 0 or (run_axis and count % run_axis):
+    raise UserError(
+      f"mesh.runs={run_axis} must divide the number of devices, {count}; 0 "
+      "chooses."
+    )
+  fitting = (
+    size
+    for size in range(count, 0, -1)
+    if count % size == 0 and 2 * num_runs > num_places(num_runs, size)
+  )
+  grid = np.asarray(devices).reshape(run_axis or next(fitting), -1)
   return Mesh(grid, (RUN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
@@ -52,9 +70,38 @@ def over_images(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(DATA))
 
 
+def split(mesh: Mesh, tree: Any, *, runs: bool) -> Any:
+  """Shardings that split every array over the devices that would have copies.
+
+  Each is split along the longest axis that their number divides, and kept
+  whole where there is none.
+
+  Args:
+    mesh: The mesh.
+    tree: Arrays, or their shapes and types.
+    runs: Whether they have a leading run axis; it is spread over the mesh's.
+  """
+  kept = [RUN] if runs else []
+  copies = (DATA,) if runs else (RUN, DATA)
+  shares = math.prod(mesh.shape[axis] for axis in copies)
+
+  def of(leaf):
+    sizes = {
+      axis: size
+      for axis, size in enumerate(leaf.shape)
+      if axis >= len(kept) and size % shares == 0
+    }
+    spec = kept + [None] * (leaf.ndim - len(kept))
+    if sizes:
+      spec[max(sizes, key=sizes.get)] = copies
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree.map(of, tree)
+
+
 def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
   """Puts an array that every process has on the devices of all of them."""
-  if jax.process_count() == 1:
+  if sharding.is_fully_addressable:
     return jax.device_put(array, sharding)
   # Without comparing it between the processes, as device_put would.
   return jax.make_array_from_callback(
@@ -62,34 +109,20 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
   )
 
 
-@contextlib.contextmanager
-def first_process_first(name: str) -> Iterator[None]:
-  """Lets the first process make what the others then find.
-
-  Args:
-    name: Of what is made, the same in all processes.
-  """
-  if jax.process_count() == 1:
-    yield
-    return
-  # One that waits for hours; those of devices give up after half a minute.
-  wait = multihost.get_barrier_sync_fn()
-  first = jax.process_index() == 0
-  try:
-    if not first:
-      wait(key=name, timeout_ms=_PATIENCE)
-    yield
-  finally:
-    if first:
-      wait(key=name, timeout_ms=_PATIENCE)
+def num_places(num_runs: int, run_axis: int) -> int:
+  """Returns the number of runs that a run axis of this size takes evenly."""
+  return math.ceil(num_runs / run_axis) * run_axis
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, stream: str) -> None:
+def check_batch_size(
+  mesh: Mesh, batch_size: int, stream: str, microbatches: int = 1
+) -> None:
   """Raises UserError unless the batch can be split over the data axis."""
   shares = mesh.shape[DATA]
-  if batch_size % shares:
+  if batch_size % (shares * microbatches):
+    also = f" and {microbatches} microbatches" if microbatches > 1 else ""
     raise UserError(
       f"The {stream!r} stream has {batch_size} images a step, which cannot be "
-      f"split over {shares} devices; make batch_size a multiple, or use fewer "
-      "devices."
+      f"split over {shares} devices{also}; make batch_size a multiple, or use "
+      "fewer devices."
     )

@@ -24,8 +24,6 @@ def low_shot() -> ConfigDict:
   """
   config = config_lib.classifier_defaults()
   config.num_runs = 5
-  # Five ResNet-50 at once would take five times the memory.
-  config.runs_mode = "map"
   config.batch_size = 128
   config.num_epochs = 200.0
   config.optimizer.learning_rate = 1e-4

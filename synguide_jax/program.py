@@ -12,6 +12,7 @@ import numpy as np
 
 from synguide_jax import images, methods
 from synguide_jax import mesh as mesh_lib
+from synguide_jax import runs as runs_lib
 from synguide_jax.data.augment import Augmentation
 from synguide_jax.data.experiment_data import ExperimentData
 from synguide_jax.data.feed import Feed
@@ -19,8 +20,9 @@ from synguide_jax.errors import check_known
 from synguide_jax.evaluate import Evaluator
 from synguide_jax.images import Drawn
 from synguide_jax.methods.base import Batch, Info
+from synguide_jax.state import TrainState
 
-RUNS_MODES = ("vmap", "map")
+SPLIT = ("optimizer", "frozen")
 
 # Arrays by name, each with a leading run axis.
 Arrays = dict[str, Any]
@@ -43,16 +45,23 @@ def _jit(function: Callable, mesh: jax.sharding.Mesh, **options: Any) -> Any:
 class Program:
   """A method made ready for the data, the runs and the devices at hand.
 
+  Where the runs do not fill the mesh's run axis, copies of the first take the
+  empty places (:class:`synguide_jax.runs.Places`); what is measured leaves them
+  out.
+
   Args:
     config: The experiment's config, its specs resolved.
     data: Its images.
     runs: Numbers of the runs.
-    devices: Devices to use; by default all.
+    devices: Devices to use; by default all. Those of a topology that is not
+      there will do for :meth:`traced_step`.
 
   Attributes:
     info: What the method was told of the data.
     method: The method.
     mesh: The devices, as axes ``("run", "data")``.
+    places: Where the runs are on it.
+    runs_mode: "vmap" or "map".
     images: The images, resident or streamed.
   """
 
@@ -63,31 +72,30 @@ class Program:
     runs: Sequence[int],
     devices: Sequence[jax.Device] | None = None,
   ):
-    check_known("runs_mode", config.runs_mode, RUNS_MODES)
+    for part in config.mesh.split:
+      check_known("mesh.split", part, SPLIT)
     size, channels = config.data.image_size, data.pixels.shape[-1]
-    self._runs_mode = config.runs_mode
     self._augmentation = Augmentation.from_config(config.data)
     self._augmentation.check(data.pixels.shape[1])
     self._image_shape = (size, size, channels)
     self.info = Info(data.class_names, self._image_shape, data.class_counts())
     self.method = methods.make(config, self.info)
 
-    self.mesh = mesh_lib.create(len(runs), devices)
+    self.mesh = mesh_lib.create(len(runs), devices, run_axis=config.mesh.runs)
     for stage in self.method.stages:
       for name, stream in stage.streams.items():
-        mesh_lib.check_batch_size(self.mesh, stream.batch_size, name)
-    self._per_run = mesh_lib.per_run(self.mesh)
-    self._num_runs = len(runs)
-    # All randomness of a run comes from its key: one to begin with, one to
-    # enter stages, one for steps.
-    run_keys = jax.vmap(jax.random.fold_in, (None, 0))(
-      jax.random.key(config.seed), jnp.asarray(runs)
-    )
-    self._init_keys, self._enter_keys, self._step_keys = jax.device_put(
-      tuple(
-        jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(run_keys)
-      ),
-      self._per_run,
+        mesh_lib.check_batch_size(
+          self.mesh, stream.batch_size, name, config.microbatches
+        )
+    self.places = runs_lib.Places(self.mesh, len(runs))
+    self._split = tuple(config.mesh.split)
+    self._seed, self._runs = config.seed, self.places.fill(np.asarray(runs))
+    model = self.method.model
+    side = (model and model.preprocessing.size) or size
+    self.runs_mode = runs_lib.choose_mode(
+      config.runs_mode,
+      self.mesh.devices.flat[0].platform,
+      config.batch_size * side**2,
     )
     self.images = images.create(config.data, data.pixels, self.mesh)
     self._host = {"labels": data.labels, "real": data.real}
@@ -98,8 +106,14 @@ class Program:
       data.labels,
       num_classes=self.info.num_classes,
       batch_size=math.ceil(config.eval_batch_size / shares) * shares,
-      index_sharding=mesh_lib.over_images(self.mesh),
+      mesh=self.mesh,
     )
+
+  @functools.cached_property
+  def _keys(self) -> jax.Array:
+    """Keys to begin with, to enter stages and for steps, ``[3, places]``."""
+    keys = _jit(self._make_keys, self.mesh, out_shardings=self._of_keys)
+    return keys(self._runs)
 
   @functools.cached_property
   def _stored(self) -> Arrays:
@@ -110,11 +124,11 @@ class Program:
 
   def init(self) -> tuple[Arrays, Any]:
     """Returns what is carried into the first stage, and the frozen networks."""
-    shared = not self.method.frozen_per_run
-    kept = mesh_lib.replicated(self.mesh) if shared else self._per_run
-    init = _jit(self._init, self.mesh, out_shardings=(self._per_run, kept))
-    state, frozen = init(self._init_keys)
-    return {"state": state, "diverged": self._filled(-1)}, frozen
+    abstract = self._abstract_init()
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    init = _jit(self._init, self.mesh, out_shardings=shardings)
+    state, frozen = init(self._keys)
+    return {"state": state, "diverged": self.places.filled(-1)}, frozen
 
   def enter(
     self, number: int, carry: Arrays, frozen: Any
@@ -132,44 +146,52 @@ class Program:
       And what evaluations keep: ``state`` for prediction, with its validation
       ``accuracy`` (-1 before the first evaluation) and ``step``.
     """
-    enter = _jit(self._enter(number), self.mesh, out_shardings=self._per_run)
-    state, best = enter(self._enter_keys, carry["state"])
+    function, state = self._enter(number), carry["state"]
+    abstract = jax.eval_shape(function, self._keys, state)
+    enter = _jit(function, self.mesh, out_shardings=self._shardings(abstract))
+    state, best = enter(self._keys, state)
     metrics = self._metrics_of(number, state, frozen)
+    filled = self.places.filled
     carry = {
       "state": state,
-      "metrics": {name: self._filled(0.0) for name in metrics},
+      "metrics": {name: filled(0.0) for name in metrics},
       "diverged": carry["diverged"],
     }
-    best = {
-      "state": best,
-      "accuracy": self._filled(-1.0),
-      "step": self._filled(0),
-    }
-    return carry, best
+    return carry, {"state": best, "accuracy": filled(-1.0), "step": filled(0)}
 
   def abstract(self, number: int) -> dict[str, Arrays]:
     """What `enter` returns, as shapes, types and shardings to restore into."""
-    state, frozen = jax.eval_shape(self._init, self._init_keys)
+    state, frozen = self._abstract_init()
     for stage in range(number + 1):
-      state, best = jax.eval_shape(self._enter(stage), self._enter_keys, state)
+      state, best = jax.eval_shape(
+        self._enter(stage), self._abstract_keys, state
+      )
     metrics = self._metrics_of(number, state, frozen)
-    numbers = {"int": self._filled(0), "float": self._filled(0.0)}
+    integer, real = (
+      jax.ShapeDtypeStruct((self.places.count,), dtype)
+      for dtype in (np.int32, np.float32)
+    )
     tree = {
       "carry": {
         "state": state,
-        "metrics": {name: numbers["float"] for name in metrics},
-        "diverged": numbers["int"],
+        "metrics": {name: real for name in metrics},
+        "diverged": integer,
       },
-      "best": {
-        "state": best,
-        "accuracy": numbers["float"],
-        "step": numbers["int"],
-      },
+      "best": {"state": best, "accuracy": real, "step": integer},
     }
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._per_run),
-      tree,
-    )
+    return _with_shardings(tree, self._shardings(tree))
+
+  def refill(self, arrays: dict[str, Arrays], count: int) -> dict[str, Arrays]:
+    """Gives what a program with ``count`` places saved those of this one."""
+    if count == self.places.count:
+      return arrays
+    index = self.places.fill(np.arange(self.places.num_runs))
+
+    def refill(arrays):
+      return jax.tree.map(lambda x: x[index], arrays)
+
+    shardings = self._shardings(jax.eval_shape(refill, arrays))
+    return _jit(refill, self.mesh, out_shardings=shardings)(arrays)
 
   def step(self, number: int, frozen: Any) -> Callable[..., Arrays]:
     """Returns ``(carry, drawn, step) -> carry`` for stage ``number``.
@@ -177,6 +199,167 @@ class Program:
     ``carry`` is donated. ``drawn`` is what :meth:`batches` yields; ``step``
     counts from the beginning of the stage.
     """
+    jitted = self._jitted_step(number)
+
+    def step(carry, drawn, step):
+      return jitted(
+        carry, frozen, self._keys, self._stored, drawn, np.int32(step)
+      )
+
+    step.num_compilations = jitted._cache_size
+    return step
+
+  def traced_step(self, number: int = 0) -> jax.stages.Traced:
+    """Traces a stage's step for the mesh's devices, which need not be there.
+
+    ``.lower().compile()`` of it says what the step takes.
+    """
+    everywhere = mesh_lib.replicated(self.mesh)
+    over_batch = mesh_lib.per_run_and_image(self.mesh)
+    stored = {
+      name: jax.ShapeDtypeStruct(array.shape, array.dtype)
+      for name, array in self._host.items()
+    }
+    stored["images"] = self.images.abstract_stored
+    return self._jitted_step(number).trace(
+      self.abstract(number)["carry"],
+      self._abstract_init()[1],
+      self._abstract_keys,
+      _with_sharding(stored, everywhere),
+      _with_sharding(self._abstract_drawn(number), over_batch),
+      jax.ShapeDtypeStruct((), np.int32),
+    )
+
+  def batches(
+    self, feed: Feed, number: int, start: int
+  ) -> Iterator[Mapping[str, Drawn]]:
+    """Yields what stage ``number`` draws from step ``start`` on, on devices."""
+    stage = self.method.stages[number]
+    draw = functools.partial(
+      _draw, feed, number, stage.streams, self.places.count
+    )
+    return self.images.batches(draw, start, stage.num_steps)
+
+  def reset_metrics(self, carry: Arrays) -> Arrays:
+    """Returns ``carry`` with the sums of the metrics set to zero."""
+    zeros = {name: self.places.filled(0.0) for name in carry["metrics"]}
+    return {**carry, "metrics": zeros}
+
+  def mark_diverged(
+    self, carry: Arrays, losses: np.ndarray, step: int
+  ) -> Arrays:
+    """Marks runs with a loss on held-out images that is not finite.
+
+    The loss of a step is that of the weights before it, so that of the last one
+    would not show what it did.
+    """
+    diverged = np.array(self.places.fetch(carry["diverged"]))
+    diverged[(diverged < 0) & ~np.isfinite(losses)] = step
+    return {**carry, "diverged": self.places.place(diverged)}
+
+  def keep_best(
+    self, best: Arrays, carry: Arrays, accuracy: np.ndarray, step: int
+  ) -> Arrays:
+    """Replaces what is best for the runs whose validation accuracy rose."""
+    return _keep_best(
+      best,
+      carry["state"].for_prediction(),
+      self.places.place(accuracy.astype(np.float32)),
+      carry["diverged"],
+      np.int32(step),
+    )
+
+  def evaluate(
+    self,
+    state: Any,
+    frozen: Any,
+    index: np.ndarray,
+    of_run: np.ndarray | None = None,
+  ) -> Mapping[str, np.ndarray]:
+    """Evaluates every run; see :class:`synguide_jax.evaluate.Evaluator`."""
+    if of_run is not None:
+      of_run = self.places.fill(of_run)
+    found = self._evaluator(state, frozen, index, of_run)
+    return {name: self.places.cut(values) for name, values in found.items()}
+
+  @property
+  def _of_keys(self) -> jax.sharding.NamedSharding:
+    spec = jax.sharding.PartitionSpec(None, mesh_lib.RUN)
+    return jax.sharding.NamedSharding(self.mesh, spec)
+
+  def _make_keys(self, runs: jax.Array) -> jax.Array:
+    """All randomness of a run comes from its key."""
+    run_keys = jax.vmap(jax.random.fold_in, (None, 0))(
+      jax.random.key(self._seed), runs
+    )
+    return jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(run_keys)
+
+  @property
+  def _abstract_keys(self) -> jax.ShapeDtypeStruct:
+    return _with_sharding(
+      jax.eval_shape(self._make_keys, self._runs), self._of_keys
+    )
+
+  def _abstract_init(self) -> tuple[Any, Any]:
+    """What `_init` returns, as shapes, types and shardings."""
+    state, frozen = jax.eval_shape(self._init, self._abstract_keys)
+    per_run = self.method.frozen_per_run
+    if "frozen" in self._split:
+      shardings = mesh_lib.split(self.mesh, frozen, runs=per_run)
+      frozen = _with_shardings(frozen, shardings)
+    else:
+      frozen = _with_sharding(
+        frozen,
+        self.places.sharding if per_run else mesh_lib.replicated(self.mesh),
+      )
+    return _with_shardings(state, self._shardings(state)), frozen
+
+  def _shardings(self, tree: Any) -> Any:
+    """Shardings of arrays with a leading axis of places."""
+
+    def of(part):
+      per_run = jax.tree.map(lambda _: self.places.sharding, part)
+      if isinstance(part, TrainState) and "optimizer" in self._split:
+        split = mesh_lib.split(self.mesh, part.opt_state, runs=True)
+        per_run = per_run.replace(opt_state=split)
+      return per_run
+
+    return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, TrainState))
+
+  def _init(self, keys: jax.Array) -> tuple[Any, Any]:
+    image = jnp.zeros((1, *self._image_shape))
+    return jax.vmap(
+      lambda key: self.method.init(key, image),
+      out_axes=(0, 0 if self.method.frozen_per_run else None),
+    )(keys[0])
+
+  def _enter(self, number: int) -> Callable[..., Any]:
+    stage = self.method.stages[number]
+
+    def enter(keys, state):
+      keys = jax.vmap(jax.random.fold_in, (0, None))(keys[1], number)
+      state = jax.vmap(stage.enter)(state, keys)
+      # A copy, because the next step reuses the state's memory.
+      return state, jax.tree.map(jnp.copy, state.for_prediction())
+
+    return enter
+
+  def _abstract_drawn(self, number: int) -> dict[str, Drawn]:
+    streams = self.method.stages[number].streams.items()
+    return {
+      name: self.images.abstract((self.places.count, stream.batch_size))
+      for name, stream in streams
+    }
+
+  def _metrics_of(self, number: int, state: Any, frozen: Any) -> list[str]:
+    """Names of the metrics that a step of the stage returns."""
+    step = self._step_of_all(number)
+    stored = {**self._host, "images": self.images.abstract_stored}
+    drawn = self._abstract_drawn(number)
+    arguments = (state, frozen, self._abstract_keys, stored, drawn, 0)
+    return list(jax.eval_shape(step, *arguments)[1])
+
+  def _jitted_step(self, number: int) -> Any:
     stages = self.method.stages
     before = sum(stage.num_steps for stage in stages[:number])
     step_of_all = self._step_of_all(number)
@@ -192,112 +375,21 @@ class Program:
         "diverged": jnp.where(newly, before + step + 1, carry["diverged"]),
       }
 
-    jitted = _jit(
-      run_step,
+    shardings = self.places.sharding
+    if self._split:
+      shardings = self._shardings(self.abstract(number)["carry"])
+    return _jit(
+      run_step, self.mesh, donate_argnames="carry", out_shardings=shardings
+    )
+
+  def _over_runs(self, function: Callable) -> Callable:
+    """Makes ``function(frozen, *of_run)`` one of all runs."""
+    return runs_lib.over_runs(
+      function,
+      self.runs_mode,
       self.mesh,
-      donate_argnames="carry",
-      out_shardings=self._per_run,
+      frozen_per_run=self.method.frozen_per_run,
     )
-
-    def step(carry, drawn, step):
-      return jitted(
-        carry, frozen, self._step_keys, self._stored, drawn, np.int32(step)
-      )
-
-    step.num_compilations = jitted._cache_size
-    return step
-
-  def batches(
-    self, feed: Feed, number: int, start: int
-  ) -> Iterator[Mapping[str, Drawn]]:
-    """Yields what stage ``number`` draws from step ``start`` on, on devices."""
-    stage = self.method.stages[number]
-    return self.images.batches(
-      functools.partial(feed, number, stage.streams), start, stage.num_steps
-    )
-
-  def reset_metrics(self, carry: Arrays) -> Arrays:
-    """Returns ``carry`` with the sums of the metrics set to zero."""
-    zeros = {name: self._filled(0.0) for name in carry["metrics"]}
-    return {**carry, "metrics": zeros}
-
-  def mark_diverged(
-    self, carry: Arrays, losses: np.ndarray, step: int
-  ) -> Arrays:
-    """Marks runs with a loss on held-out images that is not finite.
-
-    The loss of a step is that of the weights before it, so that of the last one
-    would not show what it did.
-    """
-    diverged = np.array(jax.device_get(carry["diverged"]))
-    diverged[(diverged < 0) & ~np.isfinite(losses)] = step
-    return {**carry, "diverged": jax.device_put(diverged, self._per_run)}
-
-  def keep_best(
-    self, best: Arrays, carry: Arrays, accuracy: np.ndarray, step: int
-  ) -> Arrays:
-    """Replaces what is best for the runs whose validation accuracy rose."""
-    return _keep_best(
-      best,
-      carry["state"].for_prediction(),
-      jax.device_put(accuracy.astype(np.float32), self._per_run),
-      carry["diverged"],
-      np.int32(step),
-    )
-
-  def evaluate(
-    self,
-    state: Any,
-    frozen: Any,
-    index: np.ndarray,
-    of_run: np.ndarray | None = None,
-  ) -> Mapping[str, np.ndarray]:
-    """Evaluates every run; see :class:`synguide_jax.evaluate.Evaluator`."""
-    return self._evaluator(state, frozen, index, of_run)
-
-  def _init(self, keys: jax.Array) -> tuple[Any, Any]:
-    image = jnp.zeros((1, *self._image_shape))
-    return jax.vmap(
-      lambda key: self.method.init(key, image),
-      out_axes=(0, 0 if self.method.frozen_per_run else None),
-    )(keys)
-
-  def _enter(self, number: int) -> Callable[..., Any]:
-    stage = self.method.stages[number]
-
-    def enter(keys, state):
-      keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-      state = jax.vmap(stage.enter)(state, keys)
-      # A copy, because the next step reuses the state's memory.
-      return state, jax.tree.map(jnp.copy, state.for_prediction())
-
-    return enter
-
-  def _metrics_of(self, number: int, state: Any, frozen: Any) -> list[str]:
-    """Names of the metrics that a step of the stage returns."""
-    drawn = {
-      name: self.images.abstract((self._num_runs, stream.batch_size))
-      for name, stream in self.method.stages[number].streams.items()
-    }
-    step = self._step_of_all(number)
-    stored = {**self._host, "images": self.images.abstract_stored}
-    arguments = (state, frozen, self._step_keys, stored, drawn, 0)
-    return list(jax.eval_shape(step, *arguments)[1])
-
-  def _filled(self, value: float | int) -> jax.Array:
-    dtype = np.int32 if isinstance(value, int) else np.float32
-    return jax.device_put(np.full(self._num_runs, value, dtype), self._per_run)
-
-  def _over_runs(self, function: Callable, frozen: Any, *args: Any) -> Any:
-    """Calls ``function(frozen, *args)`` for every run, by the runs mode."""
-    shared = not self.method.frozen_per_run
-    if self._runs_mode == "vmap":
-      axes = (None if shared else 0, *(0 for _ in args))
-      over_runs = jax.vmap(function, axes, spmd_axis_name=mesh_lib.RUN)
-      return over_runs(frozen, *args)
-    if shared:
-      return jax.lax.map(lambda of_run: function(frozen, *of_run), args)
-    return jax.lax.map(lambda of_run: function(*of_run), (frozen, *args))
 
   def _step_of_all(self, number: int) -> Callable[..., Any]:
     """The stage's step: draw and augment the batches, then the method's."""
@@ -315,7 +407,7 @@ class Program:
         progress = jnp.float32(step) / stage.num_steps
         return stage.step(state, frozen, batches, step_key, progress)
 
-      return self._over_runs(step_of_run, frozen, state, keys, drawn)
+      return self._over_runs(step_of_run)(frozen, state, keys[2], drawn)
 
     return step_of_all
 
@@ -333,11 +425,10 @@ class Program:
 
   def _logits(self, state: Any, frozen: Any, images: jax.Array) -> jax.Array:
     images = self._augmentation.evaluate(images)
-    return self._over_runs(
-      lambda frozen, state: self.method.predict(state, frozen, images),
-      frozen,
-      state,
+    predict = self._over_runs(
+      lambda frozen, state: self.method.predict(state, frozen, images)
     )
+    return predict(frozen, state)
 
 
 @jax.jit
@@ -353,3 +444,30 @@ def _keep_best(best, state, accuracy, diverged, step):
     "accuracy": jnp.where(better, accuracy, best["accuracy"]),
     "step": jnp.where(better, step, best["step"]),
   }
+
+
+def _draw(
+  feed: Feed,
+  number: int,
+  streams: Mapping[str, Any],
+  places: int,
+  step: int,
+) -> dict[str, np.ndarray]:
+  """What a step draws for every place; at the top level, to be pickled."""
+  drawn = feed(number, streams, step)
+  return {name: runs_lib.fill(index, places) for name, index in drawn.items()}
+
+
+def _with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+  return _with_shardings(tree, jax.tree.map(lambda _: sharding, tree))
+
+
+def _with_shardings(tree: Any, shardings: Any) -> Any:
+  """Returns abstract arrays with these shardings."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    tree,
+    shardings,
+  )

@@ -5,26 +5,33 @@ comes from a key of the same four, so a training is its position and its
 arrays: resumed from them it continues bit for bit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-from pathlib import Path
+import os
 import time
 from typing import Any
 
 from absl import logging
+from etils import epath
 import filelock
 import jax
 import numpy as np
 
-from synguide_jax import mesh as mesh_lib
+from synguide_jax import cache, hosts
 from synguide_jax import results as results_lib
 from synguide_jax import workdir as workdir_lib
 from synguide_jax.checkpoint import Checkpointer
 from synguide_jax.data import experiment_data, sources
 from synguide_jax.data.experiment_data import ExperimentData
 from synguide_jax.data.feed import Feed
-from synguide_jax.errors import check_known, DivergedError, UserError
+from synguide_jax.errors import (
+  check_known,
+  DivergedError,
+  Preempted,
+  UserError,
+)
+from synguide_jax.preemption import Preemption
 from synguide_jax.program import Arrays, Program
 from synguide_jax.results import plain
 
@@ -51,7 +58,7 @@ class Position:
 
 def train_and_evaluate(
   config: Any,
-  workdir: Path | str,
+  workdir: os.PathLike | str,
   writer: Any,
   hooks: Sequence[Callable[[int], Any]] = (),
   *,
@@ -65,13 +72,14 @@ def train_and_evaluate(
 
   Args:
     config: An ``ml_collections.ConfigDict``, see configs/.
-    workdir: Folder of this experiment, made if missing.
+    workdir: Folder of this experiment, made if missing; local or remote.
     writer: A clu ``MetricWriter``, or anything with its ``write_scalars(step,
       scalars)`` and ``flush()``.
     hooks: Called with the number of steps done, after each step.
     inputs: What the specs of ``config`` stand for where only a command can
       make it, by spec: a prepared set or a checkpoint folder.
-    devices: Devices to use; by default all.
+    devices: Devices to use; by default all. Where JAX connects several
+      processes, all of them make the same call.
 
   Returns:
     The contents of results.json.
@@ -80,19 +88,28 @@ def train_and_evaluate(
     UserError: if the config, the data or the workdir is wrong, before any
       training.
     DivergedError: if no run is left with a finite loss.
+    Preempted: after SIGTERM (in the main thread) or a preemption, with a
+      checkpoint of the step it came in; the same call continues.
   """
-  workdir = Path(workdir)
+  workdir = epath.Path(workdir)
   workdir_lib.claim(workdir, config)
   if (finished := workdir_lib.results(workdir)) is not None:
     return finished
   started = time.monotonic()
   with _alone(workdir):
+    config = workdir_lib.settled(workdir, config)
     program, data = set_up(config, inputs=inputs, devices=devices)
-    data.keep(workdir / "splits.npz")
+    config.runs_mode = program.runs_mode
+    with hosts.in_turn():
+      data.keep(workdir / "splits.npz")
+      workdir_lib.settle(workdir, program.runs_mode)
     for warning in data.warnings:
       logging.warning("%s", warning)
     carry, frozen = program.init()
-    with _checkpointer(config, workdir) as checkpoints:
+    with (
+      _checkpointer(config, workdir) as checkpoints,
+      Preemption() as preemption,
+    ):
       if restored := _restore(checkpoints, program):
         carry, best, position = restored
       else:
@@ -100,8 +117,8 @@ def train_and_evaluate(
         position = Position()
       training = time.monotonic()
       carry, best = _train(
-        *(config, program, data, frozen, checkpoints, writer, hooks),
-        *(carry, best, position),
+        *(config, program, data, frozen, checkpoints, preemption, writer),
+        *(hooks, carry, best, position),
       )
     evaluating = time.monotonic()
     results = _results(config, program, data, carry, best, frozen)
@@ -114,7 +131,8 @@ def train_and_evaluate(
       },
     }
     writer.flush()
-    workdir_lib.write_json(workdir / "results.json", plain(results))
+    if hosts.is_first():
+      workdir_lib.write_json(workdir / "results.json", plain(results))
     return plain(results)
 
 
@@ -124,6 +142,7 @@ def _train(
   data: ExperimentData,
   frozen: Any,
   checkpoints: Checkpointer,
+  preemption: Preemption,
   writer: Any,
   hooks: Sequence[Callable[[int], Any]],
   carry: Arrays,
@@ -165,7 +184,7 @@ def _train(
           record = {
             "step": done,
             "stage": stage.name,
-            "train": _mean_metrics(carry, steps),
+            "train": _mean_metrics(program, carry, steps),
           }
           carry, best, found = _validate(
             config, program, data, frozen, carry, best, done
@@ -173,17 +192,20 @@ def _train(
           carry = program.reset_metrics(carry)
           position.history.append(plain(record | found))
           _write(writer, record | found, done / total)
-        if due or checkpoints.due(done):
+        stopping = preemption.reached(done)
+        if due or stopping or checkpoints.due(done):
           # Before the save: the last good checkpoint must stay.
-          _check_finite(config, carry, stage.name, since=checked)
+          _check_finite(config, program, carry, stage.name, since=checked)
           checked = done + 1
           position.seconds = before_this_session + time.monotonic()
         checkpoints.save(
           done,
           {"carry": carry, "best": best},
-          dataclasses.asdict(position),
-          force=last,
+          {"places": program.places.count, **dataclasses.asdict(position)},
+          force=last or stopping,
         )
+        if stopping:
+          raise Preempted(f"Stopped after step {done} of {total}.")
     if position.stage + 1 == len(stages):
       return carry, best
     position.stage, position.step = position.stage + 1, 0
@@ -213,7 +235,7 @@ def _validate(
 
 def load_trained(
   config: Any,
-  workdir: Path | str,
+  workdir: os.PathLike | str,
   *,
   inputs: Mapping[str, str] | None = None,
   devices: Sequence[jax.Device] | None = None,
@@ -227,19 +249,22 @@ def load_trained(
     devices: Devices to use; by default all.
 
   Returns:
-    The program and the state for prediction, with a leading run axis.
+    The program and the state for prediction, with a leading run axis, as
+    numpy's arrays.
 
   Raises:
     UserError: if the workdir is of another config or has no checkpoint.
   """
-  workdir_lib.claim(Path(workdir), config)
+  workdir = epath.Path(workdir)
+  workdir_lib.claim(workdir, config)
+  config = workdir_lib.settled(workdir, config)
   program, _ = set_up(config, inputs=inputs, devices=devices)
-  with _checkpointer(config, Path(workdir)) as checkpoints:
+  with _checkpointer(config, workdir) as checkpoints:
     restored = _restore(checkpoints, program)
   if restored is None:
     raise UserError(f"{workdir} has no checkpoint that can be read.")
   carry, best, _ = restored
-  return program, _selected(config, program, carry, best)
+  return program, program.places.fetch(_selected(config, program, carry, best))
 
 
 def run_numbers(config: Any) -> tuple[int, ...]:
@@ -289,26 +314,30 @@ def set_up(
   """
   runs = run_numbers(config)
   resolved = resolve(config, inputs or {})
-  with mesh_lib.first_process_first("data"):
+  with hosts.in_turn():
     data = experiment_data.load(resolved.data, seed=config.seed, runs=runs)
-  program = Program(resolved, data, runs, devices)
-  _check(config, program, data)
+    program = Program(resolved, data, runs, devices)
+    _check(config, program, data)
   return program, data
 
 
-def _checkpointer(config: Any, workdir: Path) -> Checkpointer:
+def _checkpointer(config: Any, workdir: epath.Path) -> Checkpointer:
   return Checkpointer(workdir / "checkpoints", config.checkpoint_every)
 
 
 def _restore(
   checkpoints: Checkpointer, program: Program
 ) -> tuple[Arrays, Arrays, Position] | None:
+  # Another number of devices may have had other places.
   restored = checkpoints.restore(
-    lambda record: program.abstract(record["stage"])
+    lambda record: program.places.abstract(
+      program.abstract(record["stage"]), record["places"]
+    )
   )
   if restored is None:
     return None
   arrays, record = restored
+  arrays = program.refill(arrays, record.pop("places"))
   return arrays["carry"], arrays["best"], Position(**record)
 
 
@@ -321,16 +350,31 @@ def _selected(
   return carry["state"].for_prediction()
 
 
-def _alone(workdir: Path) -> filelock.FileLock:
-  """Locks the workdir, or raises UserError if another process has."""
+@contextlib.contextmanager
+def _alone(workdir: epath.Path) -> Iterator[None]:
+  """Locks the workdir, or raises UserError if another command has.
+
+  One that is not local is not locked.
+  """
+  if "://" in os.fspath(workdir):
+    yield
+    return
   lock = filelock.FileLock(workdir / ".lock")
+  with hosts.in_turn():
+    if hosts.is_first():
+      try:
+        lock.acquire(timeout=0)
+      except filelock.Timeout as error:
+        raise UserError(
+          f"{workdir} is in use by another process; wait for it, or choose "
+          "another --workdir."
+        ) from error
+      for partial in cache.leftovers(workdir):
+        partial.unlink(missing_ok=True)
   try:
-    return lock.acquire(timeout=0)
-  except filelock.Timeout as error:
-    raise UserError(
-      f"{workdir} is in use by another process; wait for it, or choose another "
-      "--workdir."
-    ) from error
+    yield
+  finally:
+    lock.release()
 
 
 def _check(config: Any, program: Program, data: ExperimentData) -> None:
@@ -354,8 +398,10 @@ def _check(config: Any, program: Program, data: ExperimentData) -> None:
     )
 
 
-def _mean_metrics(carry: Arrays, steps: int) -> dict[str, np.ndarray]:
-  sums = jax.device_get(carry["metrics"])
+def _mean_metrics(
+  program: Program, carry: Arrays, steps: int
+) -> dict[str, np.ndarray]:
+  sums = program.places.fetch(carry["metrics"])
   return {name: value / np.float32(steps) for name, value in sums.items()}
 
 
@@ -370,9 +416,11 @@ def _write(writer: Any, record: Mapping[str, Any], progress: float) -> None:
   writer.write_scalars(record["step"], scalars)
 
 
-def _check_finite(config: Any, carry: Arrays, stage: str, since: int) -> None:
+def _check_finite(
+  config: Any, program: Program, carry: Arrays, stage: str, since: int
+) -> None:
   """Reports runs that diverged since a step; raises if no other is left."""
-  diverged = jax.device_get(carry["diverged"])
+  diverged = program.places.fetch(carry["diverged"])
   if (diverged < since).all():
     return
   listed = ", ".join(
@@ -412,7 +460,7 @@ def _results(
         )
         losses = evaluations[name]["loss"]
         carry = program.mark_diverged(carry, losses, last)
-  diverged = jax.device_get(carry["diverged"])
+  diverged = program.places.fetch(carry["diverged"])
   evaluations = {
     name: results_lib.summarise_evaluation(metrics, diverged < 0)
     for name, metrics in evaluations.items()
@@ -423,7 +471,7 @@ def _results(
     "config": workdir_lib.as_json(config),
     "runs": numbers,
     **evaluations,
-    "best_step": jax.device_get(best["step"]),
+    "best_step": program.places.fetch(best["step"]),
     "diverged": {
       str(run): int(step)
       for run, step in zip(numbers, diverged, strict=True)

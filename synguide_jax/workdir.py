@@ -7,16 +7,17 @@ workdir is recognised at once.
 
 from collections.abc import Mapping
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
-from synguide_jax.cache import fingerprint
+from synguide_jax import hosts
+from synguide_jax.cache import fingerprint, write_whole
 from synguide_jax.errors import UserError
 
-ROOT = Path("runs")
+ROOT = epath.Path("runs")
 
 # The config fields whose specs a command may have to make something for.
 SPEC_FIELDS = (
@@ -55,7 +56,7 @@ def differences(
   }
 
 
-def default_workdir(file: str, config: Any, base: Any) -> Path:
+def default_workdir(file: str, config: Any, base: Any) -> epath.Path:
   """Returns ``runs/<config>[_<arg>]/<method>[-<hash of other overrides>]``.
 
   Args:
@@ -78,36 +79,44 @@ def default_workdir(file: str, config: Any, base: Any) -> Path:
   return ROOT / name / (config.method + suffix)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: epath.Path, value: Any) -> None:
   """Writes a whole file or none of it."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+  write_whole(path, text.encode())
 
 
-def claim(workdir: Path, config: Any) -> None:
+def claim(workdir: epath.Path, config: Any) -> None:
   """Makes ``workdir`` and writes config.json, or checks the one it has.
 
   A workdir in which no training has begun, because its config was wrong, is
   free for another config.
 
   Args:
-    workdir: The folder.
+    workdir: The folder, local or remote.
     config: The experiment's config.
 
   Raises:
     UserError: if the folder cannot be written, or belongs to another config,
       or if the config has a number that is not finite.
   """
+  with hosts.in_turn():
+    if not (hosts.is_first() or (workdir / "config.json").exists()):
+      raise UserError(
+        f"{workdir} is not seen by all processes; name one on a file system "
+        "that they share (--workdir, SYNGUIDE_CACHE), or a remote one."
+      )
+    _claim(workdir, config)
+
+
+def _claim(workdir: epath.Path, config: Any) -> None:
   path, wanted = workdir / "config.json", as_json(config)
   finite = json.loads(json.dumps(wanted), parse_constant=lambda name: None)
   for field, (value, _) in differences(wanted, finite).items():
     raise UserError(f"{field}={value} must be finite.")
   found = _read_json(path)
   changed = found is not None and differences(found, wanted)
+  if changed and wanted.get("runs_mode") == "auto":
+    changed.pop("runs_mode", None)  # as it was settled
   begun = (workdir / "checkpoints").exists() or results(workdir) is not None
   if changed and begun:
     lines = [
@@ -130,7 +139,27 @@ def claim(workdir: Path, config: Any) -> None:
       ) from error
 
 
-def config(workdir: Path) -> ConfigDict:
+def settle(workdir: epath.Path, runs_mode: str) -> None:
+  """Writes into config.json how the runs are trained; see `settled`."""
+  found = _read_json(workdir / "config.json")
+  if found["runs_mode"] != runs_mode:
+    write_json(workdir / "config.json", {**found, "runs_mode": runs_mode})
+
+
+def settled(workdir: epath.Path, config: Any) -> ConfigDict:
+  """Returns ``config`` with the runs_mode of a workdir's first session.
+
+  The modes differ in the last bit of every weight, and what "auto" chooses
+  depends on the devices.
+  """
+  found = _read_json(workdir / "config.json") or {}
+  config = config.copy_and_resolve_references()
+  if config.runs_mode == "auto":
+    config.runs_mode = found.get("runs_mode", "auto")
+  return config
+
+
+def config(workdir: epath.Path) -> ConfigDict:
   """Returns the config of a workdir; tuples come back as lists.
 
   Raises:
@@ -142,12 +171,12 @@ def config(workdir: Path) -> ConfigDict:
   return ConfigDict(found)
 
 
-def results(workdir: Path) -> dict[str, Any] | None:
+def results(workdir: epath.Path) -> dict[str, Any] | None:
   """Returns the results of a finished workdir, or None."""
   return _read_json(workdir / "results.json")
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: epath.Path) -> dict[str, Any] | None:
   try:
     value = json.loads(path.read_text())
   except (FileNotFoundError, NotADirectoryError):

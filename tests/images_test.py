@@ -134,7 +134,7 @@ import jax
 import numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from synguide_jax import images
+from synguide_jax import hosts, images
 from synguide_jax import mesh as mesh_lib
 from synguide_jax.data import prepared, records
 from synguide_jax.data.pixels import Pixels
@@ -144,7 +144,7 @@ def examples():
     print(jax.process_index(), file=file)
   return ((np.full((4, 4, 1), i, np.uint8), 0) for i in range(40))
 
-with mesh_lib.first_process_first("set"):
+with hosts.in_turn():
   if jax.process_index():
     assert prepared.is_prepared("synguide_hosts", "abc")
   folder = prepared.prepare(

@@ -93,8 +93,10 @@ def test_sharded_equals_one_device(overrides):
   [
     (1, 8, (1, 8)),
     (2, 8, (2, 4)),
-    (10, 8, (2, 4)),
-    (5, 8, (1, 8)),
+    (3, 8, (4, 2)),
+    (5, 8, (8, 1)),
+    (5, 2, (2, 1)),
+    (10, 8, (8, 1)),
     (8, 4, (4, 1)),
   ],
 )
@@ -137,7 +139,7 @@ def test_evaluation_counts_every_image_once(devices, count, where):
     labels,
     num_classes=4,
     batch_size=32,
-    index_sharding=mesh_lib.over_images(mesh),
+    mesh=mesh,
   )
   index = rng.permutation(100)[:count]
   state = jax.device_put(jnp.asarray(table), everywhere)

@@ -394,7 +394,7 @@ def test_training_stops_when_no_run_is_left(one_run_diverges, tmp_path):
   "overrides,message",
   [
     ({"method": "gided"}, "'gided'.*guided"),
-    ({"runs_mode": "pmap"}, "'pmap'.*vmap, map"),
+    ({"runs_mode": "pmap"}, "'pmap'.*auto, vmap, map"),
     ({"select": "worst"}, "'worst'.*best, last"),
     ({"num_runs": 0}, "num_runs=0"),
     ({"seed": -1}, "seed=-1"),

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
-from pathlib import Path
+import io
 from typing import Any
 import zipfile
 
+from etils import epath
 import numpy as np
 
+from synguide_jax.cache import write_whole
 from synguide_jax.data import (
   checks,
   classes,
@@ -83,7 +85,7 @@ class ExperimentData:
       digest.update(name.encode() + index.tobytes())
     return digest.hexdigest()[:12]
 
-  def keep(self, file: Path) -> None:
+  def keep(self, file: epath.Path) -> None:
     """Writes who sees which image, or checks that it is as it was.
 
     Args:
@@ -107,12 +109,12 @@ class ExperimentData:
     if self.tested_by is not None:
       arrays["tested_by"] = self.tested_by
     if not file.exists():
-      partial = file.with_name(f".{file.name}")
-      np.savez_compressed(partial, **arrays)
-      partial.replace(file)
+      written = io.BytesIO()
+      np.savez_compressed(written, **arrays)
+      write_whole(file, written.getvalue())
       return
     try:
-      with np.load(file) as kept:
+      with np.load(io.BytesIO(file.read_bytes())) as kept:
         same = set(kept.files) == set(arrays) and all(
           np.array_equal(kept[name], array) for name, array in arrays.items()
         )

@@ -28,6 +28,14 @@ METHODS = {
 }
 
 
+# Methods whose step computes one gradient of each loss, which can be done in
+# parts.
+_IN_PARTS = (
+  *("real", "fake", "aug", "balanced", "weighted", "linear_probe", "finetune"),
+  *("adp", "dann", "asg", "a_gem", "guided"),
+)
+
+
 def check_name(name: str) -> None:
   """Raises UserError for an unknown method."""
   if name not in METHODS:
@@ -59,6 +67,24 @@ def uses_model(config: Any) -> bool:
   return config.method not in ("linear_probe", "finetune")
 
 
+def _check_microbatches(config: Any) -> None:
+  parts = config.microbatches
+  if parts < 1:
+    raise UserError(f"microbatches={parts} must be at least 1.")
+  if parts == 1:
+    return
+  if config.method not in _IN_PARTS:
+    raise UserError(
+      f"microbatches={parts}: method {config.method!r} sees a batch as a "
+      f"whole; set it to 1. Known in parts: {', '.join(_IN_PARTS)}."
+    )
+  if config.method == "dann" and config.dann.reduction == "sum":
+    raise UserError(
+      f"microbatches={parts}: dann.reduction='sum' is of a whole batch; set it "
+      "to 'mean'."
+    )
+
+
 def make(config: Any, info: Info) -> Method:
   """Makes the method ``config.method``.
 
@@ -73,5 +99,6 @@ def make(config: Any, info: Info) -> Method:
     UserError: for an unknown method, or a config it cannot run with.
   """
   check_name(config.method)
+  _check_microbatches(config)
   module = importlib.import_module(METHODS[config.method])
   return module.make(config, info)

@@ -30,6 +30,7 @@ import optax
 from synguide_jax.errors import check_known, check_not_negative, UserError
 from synguide_jax.methods import networks, new_head, supervised
 from synguide_jax.methods.base import Info, Method, Stage, Stream
+from synguide_jax.methods.microbatches import accumulate
 from synguide_jax.state import TrainState
 
 
@@ -124,44 +125,44 @@ def make(config: Any, info: Info) -> Method:
     state = state.replace(opt_state=tx.init(trainable(state)))
     return state, network.init(jax.random.fold_in(key, 1), images)
 
-  def loss_fn(params, state, frozen, batch, key):
-    output = classifier.apply(
-      params["network"], state.batch_stats, batch.images, key
-    )
+  def loss_fn(params, batch_stats, batches, key, extra, frozen):
+    batch = batches["synthetic"]
+    output = classifier.apply(params["network"], batch_stats, batch.images, key)
     if old_head == "checkpoint":
       old = frozen["params"]["head"]
     else:
-      old = {**state.extra, **params}["old_head"]
+      old = {**extra, **params}["old_head"]
     teacher = network.model.apply(frozen, batch.images, train=False).logits
     distillation = distillation_loss(
       new_head.linear(old, output.features["embedding"]), teacher
     )
     loss = networks.cross_entropy(output.logits, batch)
     loss += config.asg.kl_weight * distillation
-    return loss, (output, distillation)
+    metrics = {
+      "loss": loss,
+      "synthetic_accuracy": networks.accuracy(output.logits, batch),
+      "distillation_loss": distillation,
+    }
+    return loss, (output.batch_stats, metrics)
 
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  grad_fn = accumulate(jax.grad(loss_fn, has_aux=True), config.microbatches)
 
   def step(state, frozen, batches, key, progress):
     del progress
-    batch, params = batches["synthetic"], trainable(state)
-    (loss, (output, distillation)), grads = grad_fn(
-      params, state, frozen, batch, key
+    params = trainable(state)
+    grads, (batch_stats, metrics) = grad_fn(
+      params, state.batch_stats, batches, key, state.extra, frozen
     )
     updates, opt_state = tx.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
     network_params = params.pop("network")
     state = state.replace(
       params=network_params,
-      batch_stats=output.batch_stats,
+      batch_stats=batch_stats,
       opt_state=opt_state,
       extra={**state.extra, **params},
     )
-    return state, {
-      "loss": loss,
-      "synthetic_accuracy": networks.accuracy(output.logits, batch),
-      "distillation_loss": distillation,
-    }
+    return state, metrics
 
   return Method(
     stages=(Stage("train", steps, streams, step),),

@@ -44,6 +44,7 @@ from synguide_jax.methods import (
   two_streams,
 )
 from synguide_jax.methods.base import Info, Method, Stage
+from synguide_jax.methods.microbatches import accumulate
 from synguide_jax.methods.two_streams import Forward
 from synguide_jax.models.mlp import MLP
 from synguide_jax.state import TrainState
@@ -206,7 +207,8 @@ def make(config: Any, info: Info) -> Method:
     _groups,
   )
 
-  grad_fn = jax.grad(_loss(section, forward, discriminator), has_aux=True)
+  loss_fn = _loss(section, forward, discriminator)
+  grad_fn = accumulate(jax.grad(loss_fn, has_aux=True), config.microbatches)
 
   def step(state, frozen, batches, key, progress):
     del frozen

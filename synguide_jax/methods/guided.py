@@ -49,6 +49,7 @@ from synguide_jax.methods.base import (
   StepFn,
   Stream,
 )
+from synguide_jax.methods.microbatches import accumulate
 
 
 def _pg_loss(guidance: Any) -> Any:
@@ -92,7 +93,7 @@ def _streams(config: Any, info: Info, rg: bool) -> dict[str, Stream]:
       config, info, {name: Stream(name, config.batch_size)}
     )
   for stream in streams.values():
-    if needs_pretrained(config) and stream.batch_size < 2:
+    if needs_pretrained(config) and stream.batch_size < 2 * config.microbatches:
       raise UserError(
         f"batch_size={config.batch_size} is too small for Pretrained Guidance, "
         "which compares pairs of images."
@@ -156,9 +157,9 @@ def _two_stream_step(
       metrics |= {f"{name}_accuracy": accuracy, **values}
     return found, metrics
 
-  def step(state, frozen, batches, key, progress):
-    del progress
-    grads, metrics, batch_stats = {}, {"loss": 0.0}, state.batch_stats
+  def grad_fn(params, batch_stats, batches, key, frozen):
+    """Returns g_r, g_f and what is added behind the projection, by name."""
+    grads, metrics = {}, {"loss": 0.0}
     keys = jax.random.split(key, len(passes))
     for of_pass, forward in zip(keys, passes, strict=True):
 
@@ -167,12 +168,20 @@ def _two_stream_step(
         found, values = objectives(outputs, frozen, batches)
         return found, (kept, values)
 
-      _, found, (batch_stats, values) = two_streams.gradients(
-        of_names, state.params
-      )
+      _, found, (batch_stats, values) = two_streams.gradients(of_names, params)
       for name, of in found.items():
         grads[name] = optax.tree.add(grads[name], of) if name in grads else of
       metrics |= values | {"loss": metrics["loss"] + values["loss"]}
+    return grads, (batch_stats, metrics)
+
+  # Averaged over the parts before the projection, which is not linear.
+  grad_fn = accumulate(grad_fn, config.microbatches)
+
+  def step(state, frozen, batches, key, progress):
+    del progress
+    grads, (batch_stats, metrics) = grad_fn(
+      state.params, state.batch_stats, batches, key, frozen
+    )
     combined, rg_state = rg.update(
       grads["synthetic"],
       state.opt_state["rg"],
@@ -197,6 +206,7 @@ def _two_stream_step(
 
 
 def _one_stream_step(
+  config: Any,
   trained: networks.Trained,
   losses: Any,
   pg: Mapping[str, bool],
@@ -204,30 +214,32 @@ def _one_stream_step(
 ) -> StepFn:
   """Makes the step without Real Guidance."""
 
-  def step(state, frozen, batches, key, progress):
-    del progress
+  def loss_fn(params, batch_stats, batches, key, frozen):
     ((stream, batch),) = batches.items()
     # As in aug, so that without PG it is the same with dropout too.
     (key,) = jax.random.split(key, 1)
     rows = {"real": batch.real, "synthetic": ~batch.real}
     rows = {name: rows[name] for name in rows if pg[name]}
+    output = trained.apply(params, batch_stats, batch.images, key)
+    ce, guiding, values = losses(output, frozen, batch, rows)
+    accuracy = networks.accuracy(output.logits, batch)
+    metrics = {"loss": ce + guiding, f"{stream}_accuracy": accuracy, **values}
+    return ce + guiding, (output.batch_stats, metrics)
 
-    def total(params):
-      output = trained.apply(params, state.batch_stats, batch.images, key)
-      ce, guiding, values = losses(output, frozen, batch, rows)
-      return ce + guiding, (output, values)
+  grad_fn = accumulate(jax.grad(loss_fn, has_aux=True), config.microbatches)
 
-    (loss, (output, values)), grads = jax.value_and_grad(total, has_aux=True)(
-      state.params
+  def step(state, frozen, batches, key, progress):
+    del progress
+    grads, (batch_stats, metrics) = grad_fn(
+      state.params, state.batch_stats, batches, key, frozen
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    accuracy = networks.accuracy(output.logits, batch)
     state = state.replace(
       params=optax.apply_updates(state.params, updates),
-      batch_stats=output.batch_stats,
+      batch_stats=batch_stats,
       opt_state=opt_state,
     )
-    return state, {"loss": loss, f"{stream}_accuracy": accuracy, **values}
+    return state, metrics
 
   return step
 
@@ -250,7 +262,7 @@ def make(config: Any, info: Info) -> Method:
   if rg:
     step = _two_stream_step(config, trained, losses, pg, rg, tx)
   else:
-    step = _one_stream_step(trained, losses, pg, tx)
+    step = _one_stream_step(config, trained, losses, pg, tx)
 
   def init(key, images):
     # The key itself initialises M_u, so that methods share their runs' starts.

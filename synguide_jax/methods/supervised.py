@@ -32,6 +32,7 @@ from synguide_jax.methods.base import (
   StepFn,
   Stream,
 )
+from synguide_jax.methods.microbatches import accumulate
 from synguide_jax.methods.two_streams import Forward
 
 
@@ -109,6 +110,7 @@ def descend(
   forward: Forward,
   tx: optax.GradientTransformation,
   weights: Mapping[str, float],
+  parts: int = 1,
 ) -> StepFn:
   """Makes the step that descends a weighted sum of cross entropies.
 
@@ -116,6 +118,7 @@ def descend(
     forward: The forward pass of all streams.
     tx: The optimiser.
     weights: Weight of each stream's mean cross entropy.
+    parts: Microbatches.
   """
 
   def loss_fn(params, batch_stats, batches, key):
@@ -127,9 +130,11 @@ def descend(
       metrics[f"{name}_accuracy"] = networks.accuracy(logits, batches[name])
     return loss, (batch_stats, {"loss": loss, **metrics})
 
+  grad_fn = accumulate(jax.grad(loss_fn, has_aux=True), parts)
+
   def step(state, frozen, batches, key, progress):
     del frozen, progress
-    grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(
+    grads, (batch_stats, metrics) = grad_fn(
       state.params, state.batch_stats, batches, key
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -154,11 +159,13 @@ def make(config: Any, info: Info) -> Method:
   else:
     forward = one_stream(trained, *streams)
 
+  step = descend(forward, tx, weights, config.microbatches)
+
   def init(key, images):
     return trained.init(key, images, tx), None
 
   return Method(
-    stages=(Stage("train", steps, streams, descend(forward, tx, weights)),),
+    stages=(Stage("train", steps, streams, step),),
     init=init,
     predict=trained.predict,
     model=trained.model,

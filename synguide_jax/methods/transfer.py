@@ -35,7 +35,9 @@ def make(config: Any, info: Info) -> Method:
     networks.groups,
   )
   forward = supervised.one_stream(trained, section.train_on, train=not probe)
-  step = supervised.descend(forward, tx, {section.train_on: 1.0})
+  step = supervised.descend(
+    forward, tx, {section.train_on: 1.0}, config.microbatches
+  )
 
   def init(key, images):
     return trained.init(key, images, tx), None

@@ -67,8 +67,9 @@ def pretraining(
 ) -> Stage:
   """Makes the first stage: cross entropy on synthetic images."""
   streams = networks.check_streams(config, info, first_streams(config))
+  forward = supervised.one_stream(trained, "synthetic")
   step = supervised.descend(
-    supervised.one_stream(trained, "synthetic"), tx, {"synthetic": 1.0}
+    forward, tx, {"synthetic": 1.0}, config.microbatches
   )
   return Stage("pretrain", num_steps, streams, step)
 
@@ -147,7 +148,10 @@ def make(config: Any, info: Info) -> Method:
         steps[1],
         real,
         supervised.descend(
-          supervised.one_stream(trained, "real"), after, {"real": 1.0}
+          supervised.one_stream(trained, "real"),
+          after,
+          {"real": 1.0},
+          config.microbatches,
         ),
         enter_with(config, after),
       ),
