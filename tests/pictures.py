@@ -92,13 +92,31 @@ class _BucketPath:
     self._uri = str(path)
     self._local = self.root / self._uri.removeprefix("bucket://")
     self.name = self._local.name
-    for method in ("exists", "is_dir", "read_bytes", "open"):
+    for method in (
+      *("exists", "is_dir", "mkdir", "open", "read_bytes", "read_text"),
+      *("unlink", "write_bytes"),
+    ):
       setattr(self, method, getattr(self._local, method))
+
+  def __fspath__(self):
+    return self._uri
+
+  __str__ = __fspath__
 
   def joinpath(self, *names):
     return _BucketPath("/".join((self._uri, *names)))
 
   __truediv__ = joinpath
+
+  def with_name(self, name):
+    return _BucketPath(f"{self._uri.rpartition('/')[0]}/{name}")
+
+  def replace(self, other):
+    self._local.replace(other._local)
+
+  def resolve(self):
+    # Orbax has ways of its own to write to a bucket.
+    return epath.Path(self._local)
 
   def iterdir(self):
     return (self / name for name in os.listdir(self._local))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from synguide_jax import config as config_lib
 from synguide_jax.models.base import Architecture
-from synguide_jax.models.layers import classify, numbered_stages
+from synguide_jax.models.layers import BatchNorm, classify, numbered_stages
 from synguide_jax.models.resnet import ResNet
 
 # Two stages of a block each, with batch normalisation; to be put in MODELS.
@@ -19,13 +19,16 @@ class Dense(nn.Module):
   """A network that compiles in no time."""
 
   num_classes: int
+  normalised: bool = False
   dtype: object = jnp.float32
   stages = numbered_stages(0)
 
   @nn.compact
   def __call__(self, images, *, train, upto=None):
-    del train
-    x = nn.tanh(nn.Dense(16)(images.reshape(len(images), -1)))
+    x = nn.Dense(16)(images.reshape(len(images), -1))
+    if self.normalised:
+      x = BatchNorm(train)(x)
+    x = nn.tanh(x)
     return classify({}, x, num_classes=self.num_classes, upto=upto)
 
 

@@ -18,7 +18,7 @@ from synguide_jax import methods, train
 from synguide_jax.data import digits
 from synguide_jax.errors import DivergedError, UserError
 from synguide_jax.methods import supervised
-from tests import tiny
+from tests import pictures, tiny
 
 ONE = jax.devices()[:1]
 
@@ -177,6 +177,64 @@ def test_a_run_is_the_same_alone_and_in_company(tmp_path, mode):
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
       *states,
     )
+
+
+def test_five_runs_fill_eight_devices(tmp_path):
+  # Three of them with copies of the first run, which count for nothing.
+  config = tiny.config(method="real", num_runs=5, num_steps=2)
+  eight = run(config, tmp_path / "eight", devices=jax.devices())
+  one = run(config, tmp_path / "one")
+  assert eight["mesh"] == {"run": 8, "data": 1}
+  assert eight["test"]["accuracy"]["n"] == 5
+  for found, expected in zip(eight["history"], one["history"], strict=True):
+    np.testing.assert_allclose(
+      found["train"]["loss"], expected["train"]["loss"], rtol=1e-5
+    )
+  # What eight devices have written, two read, and the other way round.
+  two = jax.devices()[:2]
+  for name, devices in (("eight", two), ("one", jax.devices())):
+    _, state = train.load_trained(config, tmp_path / name, devices=devices)
+    assert_equal(state, trained(config, tmp_path / name))
+    assert len(state.params["Conv_0"]["kernel"]) == 5
+
+
+def test_how_runs_are_trained_is_settled_by_the_first_session(tmp_path):
+  config = tiny.config(method="real", num_steps=1)
+  assert config.runs_mode == "auto"
+  run(config, tmp_path / "first")
+  file = tmp_path / "first" / "config.json"
+  assert json.loads(file.read_text())["runs_mode"] == "map"
+  # As if begun on an accelerator.
+  begun = {**json.loads(file.read_text()), "runs_mode": "vmap"}
+  (tmp_path / "second").mkdir()
+  (tmp_path / "second" / "config.json").write_text(json.dumps(begun))
+  (tmp_path / "second" / "checkpoints").mkdir()
+  results = run(config, tmp_path / "second")
+  assert results["config"]["runs_mode"] == "vmap"
+  config.runs_mode = "map"
+  with pytest.raises(UserError, match="runs_mode: 'vmap' there, 'map' now"):
+    run(config, tmp_path / "second")
+
+
+def test_a_remote_workdir(uninterrupted, tmp_path):
+  pictures.bucket(tmp_path / "bucket")
+
+  class Stop(Exception):
+    pass
+
+  def stop(step):
+    if step == 5:
+      raise Stop
+
+  with pytest.raises(Stop):
+    run(tiny.config(), "bucket://runs/it", hooks=[stop])
+  (tmp_path / "bucket/runs/it/.results.json.1.partial").touch()
+  results = run(tiny.config(), "bucket://runs/it")
+  assert without_times(results) == without_times(uninterrupted[0])
+  assert_equal(trained(tiny.config(), "bucket://runs/it"), uninterrupted[1])
+  assert run(tiny.config(), "bucket://runs/it") == results
+  with pytest.raises(UserError, match="^bucket://runs/it belongs to another"):
+    run(tiny.config(batch_size=32), "bucket://runs/it")
 
 
 def test_every_run_has_its_own_shots_and_weights(uninterrupted):
