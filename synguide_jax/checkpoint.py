@@ -3,7 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import errno
+import hashlib
+import json
+import logging as python_logging
 import os
+from pathlib import Path
+import traceback
 from typing import Any
 
 from absl import logging
@@ -11,12 +16,16 @@ from etils import epath
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from synguide_jax.cache import write_whole
 from synguide_jax.errors import UserError
 
 _KEPT = 2  # The newest, and the one before in case the newest is damaged.
 
 # What Orbax raises for files that are missing or cut short.
 _DAMAGE = (OSError, ValueError, KeyError)
+
+# In a checkpoint's folder: what the files hold that are read.
+_CHECKSUMS = "checksums.json"
 
 
 class Checkpointer:
@@ -35,10 +44,17 @@ class Checkpointer:
       preservation_policy=policies.LatestN(_KEPT),
       # A killed save leaves a temporary folder.
       cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(
+        post_finalization_callback=self._write_checksums
+      ),
     )
-    with _disk_full():
-      self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
-    self._every = every
+    for logger in ("absl", "asyncio"):
+      python_logging.getLogger(logger).addFilter(_is_not_raised)
+    self._folder = folder.resolve()
+    with self._disk_full():
+      self._manager = ocp.CheckpointManager(self._folder, options=options)
+    self._local = "://" not in os.fspath(folder)
+    self._every, self._saving = every, None
 
   def due(self, step: int) -> bool:
     """Whether `save` saves at ``step`` without being forced."""
@@ -60,7 +76,11 @@ class Checkpointer:
       record: JSON-serialisable data.
       force: Save whether due or not.
     """
-    with _disk_full():
+    if not (force or self.due(step)):
+      return
+    with self._disk_full():
+      self._manager.wait_until_finished()
+      self._saving = step
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -82,7 +102,7 @@ class Checkpointer:
     Returns:
       ``(arrays, record)``, or None if there is no checkpoint. Where the newest
       is damaged this is said, the one before is read, and the damaged one is
-      deleted.
+      deleted, as is what a save that was killed would have deleted.
 
     Raises:
       UserError: if there are checkpoints and none can be read.
@@ -90,6 +110,7 @@ class Checkpointer:
     damaged = []
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
+        self._check(step)
         record = self._read(step, record=ocp.args.JsonRestore())
       except _DAMAGE as error:
         damaged.append(_report(step, error))
@@ -100,42 +121,96 @@ class Checkpointer:
       except _DAMAGE as error:
         damaged.append(_report(step, error))
         continue
-      for newer in damaged:
-        # Saving over it later would silently do nothing.
-        self._manager.delete(newer)
+      # Saving over a damaged one later would fail. The old ones were to go
+      # after a save; a process that was killed then has not done it.
+      older = [other for other in self._manager.all_steps() if other < step]
+      for other in (*damaged, *sorted(older)[: 1 - _KEPT]):
+        self._manager.delete(other)
       return arrays, record
     if damaged:
       raise UserError(
-        f"No checkpoint in {self._manager.directory} can be read (see the "
+        f"No checkpoint in {self._folder} can be read (see the "
         "warnings). Delete the folder to start over."
       )
     return None
 
   def _read(self, step: int, **args: Any) -> Any:
     (name,) = args
-    return self._manager.restore(step, args=ocp.args.Composite(**args))[name]
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(**args))[name]
+    except Exception as error:
+      # Orbax hides what reading an array raised behind a plain Exception.
+      if type(error) is Exception and isinstance(error.__cause__, _DAMAGE):
+        raise error.__cause__ from None
+      raise
+
+  def _write_checksums(self) -> None:
+    """Called in the thread that saves, when all but the rename is done.
+
+    Storage that is not local has checksums of its own.
+    """
+    if not self._local:
+      return
+    # Orbax's temporary name, of a folder that becomes the checkpoint whole.
+    pattern = f"{self._saving}.orbax-checkpoint-tmp*"
+    for folder in self._folder.glob(pattern):
+      text = json.dumps(_checksums(Path(folder)), indent=1) + "\n"
+      write_whole(folder / _CHECKSUMS, text.encode())
+
+  def _check(self, step: int) -> None:
+    """Raises ValueError if files are not what was written.
+
+    Orbax reads some that were changed as other numbers.
+    """
+    folder = Path(self._folder, str(step))
+    if not self._local or not (folder / _CHECKSUMS).exists():
+      return
+    written = json.loads((folder / _CHECKSUMS).read_text())
+    found = _checksums(folder)
+    for name, checksum in written.items():
+      if found.get(name) != checksum:
+        problem = "is not what was written" if name in found else "is missing"
+        raise ValueError(f"{name} {problem}.")
+
+  @contextlib.contextmanager
+  def _disk_full(self) -> Iterator[None]:
+    """Turns what Orbax makes of a full disk back into an OSError."""
+    try:
+      yield
+    except Exception as error:
+      for number in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(number) in str(error):
+          folder = os.fspath(self._folder)
+          raise OSError(number, os.strerror(number), folder) from error
+      raise
 
   def __enter__(self) -> "Checkpointer":
     return self
 
   def __exit__(self, *error: Any) -> None:
     """Waits for the saves under way, also if training was interrupted."""
-    with _disk_full():
+    with self._disk_full():
       self._manager.wait_until_finished()
       self._manager.close()
 
 
-@contextlib.contextmanager
-def _disk_full() -> Iterator[None]:
-  """Turns what Orbax makes of a full disk back into an OSError."""
-  try:
-    yield
-  except Exception as error:
-    for number in (errno.ENOSPC, errno.EDQUOT):
-      if os.strerror(number) in str(error):
-        first = str(error).partition("\n")[0]
-        raise OSError(number, os.strerror(number), first) from error
-    raise
+def _checksums(folder: Path) -> dict[str, str]:
+  """Of what lies in its subfolders; other files may still be written to."""
+  sums = {}
+  for path in sorted(folder.rglob("*/*")):
+    if path.is_file():
+      with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+      sums[path.relative_to(folder).as_posix()] = digest.hexdigest()
+  return sums
+
+
+def _is_not_raised(record: python_logging.LogRecord) -> bool:
+  """A filter for logs: Orbax adds pages of tracebacks to errors it raises."""
+  if record.levelno < python_logging.ERROR or not record.exc_info:
+    return True
+  frames = traceback.extract_tb(record.exc_info[2])
+  return not any("orbax" in frame.filename for frame in frames)
 
 
 def _report(step: int, error: Exception) -> int:

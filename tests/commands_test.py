@@ -293,6 +293,7 @@ def test_sweep_table_and_export():
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_label():
   train = ["main", SMOKE, "--config.num_steps=2", "--config.eval_every=2"]
   real = ["--config.data.synthetic=digits", "--config.method=real"]

@@ -35,14 +35,8 @@ def steps(config, devices, count):
   return metrics, params, step.num_compilations()
 
 
-@pytest.mark.parametrize(
-  "overrides",
-  [
-    {"num_runs": 2},
-    {"num_runs": 1},
-    {"num_runs": 1, "guidance.rg": False},
-  ],
-)
+# Other meshes and methods in sharding_test.py.
+@pytest.mark.parametrize("overrides", [{"num_runs": 1, "guidance.rg": False}])
 def test_sharded_equals_one_device(overrides):
   # Plain descent: Adam's division would hide a gradient's scale.
   config = tiny.config(

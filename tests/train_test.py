@@ -179,6 +179,7 @@ def test_a_run_is_the_same_alone_and_in_company(tmp_path, mode):
     )
 
 
+@pytest.mark.slow
 def test_five_runs_fill_eight_devices(tmp_path):
   # Three of them with copies of the first run, which count for nothing.
   config = tiny.config(method="real", num_runs=5, num_steps=2)
