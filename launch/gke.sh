@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs one command of synguide_jax on a GKE cluster as a JobSet: fills in
-# gke_jobset.yaml (TPU) or gke_jobset_gpu.yaml, applies it, shows the log of the
+# gke_jobset.yaml (TPU) or gke_jobset_gpu.yaml, creates it, shows the log of the
 # first process until the JobSet ends, and deletes it, also after a failure or
 # Ctrl-C. GKE restarts it after preemptions, so KEEP=1 and Ctrl-C leaves it
 # running.
@@ -19,7 +19,8 @@
 #   NAME=synguide launch/gke.sh [--dry-run] delete
 #
 # CHIPS is TPU chips or GPUs a host. SERVICE_ACCOUNT (default) is the Kubernetes
-# one that may write to the bucket. RESTARTS (20), WAIT (10 s between looks).
+# one that may write to the bucket. RESTARTS (20), WAIT (10 s between looks),
+# FAILURES (10 looks that fail in a row).
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -31,7 +32,7 @@ if [[ "${1:-}" == "--dry-run" ]]; then
 fi
 : "${NAME:?a name for the JobSet}"
 if [[ "${1:-}" == delete ]]; then
-  run kubectl delete jobset "${NAME}"
+  delete kubectl delete jobset "${NAME}"
   exit
 fi
 if [[ "${1:-}" == render ]]; then
@@ -74,14 +75,17 @@ COMMAND="$(quote python -m "synguide_jax.$1" --multihost "${@:2}")"
 export NAME IMAGE HOSTS CHIPS ACCELERATOR TOPOLOGY COMMAND
 export RESTARTS="${RESTARTS:-20}" SERVICE_ACCOUNT="${SERVICE_ACCOUNT:-default}"
 scratch="$(mktemp -d)"
-applied=""
+created=""
 
+# shellcheck disable=SC2329 # Called by the trap.
 finish() {
+  trap '' INT TERM HUP
   rm -r "${scratch}"
-  if [[ -n "${applied}" && -n "${KEEP:-}" ]]; then
+  if [[ -n "${created}" && -n "${KEEP:-}" ]]; then
     say "the JobSet stays until launch/gke.sh delete is run."
-  elif [[ -n "${applied}" ]]; then
-    run kubectl delete jobset "${NAME}"
+  elif [[ -n "${created}" ]]; then
+    say "deleting, please wait."
+    delete kubectl delete jobset "${NAME}" || exit 1
   fi
 }
 trap finish EXIT
@@ -101,14 +105,28 @@ fi
 logs=(kubectl logs --follow --tail=100 "--selector=jobset.sigs.k8s.io/\
 jobset-name=${NAME},batch.kubernetes.io/job-completion-index=0")
 state=(kubectl get jobset "${NAME}" --output "jsonpath={.status.terminalState}")
-applied=1
-run kubectl apply --filename "${scratch}/${NAME}.yaml"
+# Fails where there is one of this name, which then is not deleted either.
+run kubectl create --filename "${scratch}/${NAME}.yaml"
+created=1
 if [[ -n "${dry_run}" ]]; then
   run "${state[@]}"
   exit
 fi
 # Empty until it ends; a log ends with each pod, restarts come in between.
-until ended="$("${state[@]}")" && [[ -n "${ended}" ]]; do
+failures=0 ended=""
+while :; do
+  if ended="$("${state[@]}" 2>"${scratch}/error")"; then
+    failures=0
+    [[ -z "${ended}" ]] || break
+  else
+    cat "${scratch}/error" >&2
+    ! says_missing "$(<"${scratch}/error")" || exit 1
+    failures=$((failures + 1))
+    if ((failures == ${FAILURES:-10})); then
+      say "kubectl failed ${failures} times in a row."
+      exit 1
+    fi
+  fi
   "${logs[@]}" || true
   sleep "${WAIT:-10}"
 done

@@ -16,6 +16,7 @@ from etils import epath
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from synguide_jax import hosts
 from synguide_jax.cache import write_whole
 from synguide_jax.errors import UserError
 
@@ -110,7 +111,9 @@ class Checkpointer:
     damaged = []
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        self._check(step)
+        with hosts.in_turn("checkpoint"):
+          if hosts.is_first():
+            self._check(step)
         record = self._read(step, record=ocp.args.JsonRestore())
       except _DAMAGE as error:
         damaged.append(_report(step, error))

@@ -35,7 +35,7 @@ def training_defaults() -> ConfigDict:
   # Number of the first one; a run is the same alone and in company.
   config.first_run = 0
   # "vmap": all runs of a device at once; "map": one after the other inside a
-  # step; "auto": by the rule of program.choose_runs_mode, and kept on resuming.
+  # step; "auto": by the rule of runs.choose_mode, and kept on resuming.
   config.runs_mode = "auto"
 
   config.mesh = ConfigDict()

@@ -11,10 +11,12 @@ from typing import Any
 from absl import app, flags, logging
 
 from synguide_jax import hosts
-from synguide_jax.errors import DivergedError, Preempted, UserError
+from synguide_jax.errors import DivergedError, InUse, Preempted, UserError
 
 # The exit code after SIGTERM or a preemption: start the same command again.
 PREEMPTED = os.EX_TEMPFAIL
+# The exit code where another command is at work in the workdir.
+IN_USE = os.EX_PROTOCOL
 
 
 def say(line: str = "") -> None:
@@ -40,7 +42,8 @@ def run(main: Callable[[], int | None]) -> None:
 
   Exits with what ``main`` returns, with 1 if training diverged or a disk is
   full, with 2 for a `UserError`, with 75 if training stopped on SIGTERM or for
-  a preemption and the same command continues it, and with 130 on Ctrl-C.
+  a preemption and the same command continues it, with 76 if the workdir is in
+  use, and with 130 on Ctrl-C.
   """
   quiet()
 
@@ -53,7 +56,8 @@ def run(main: Callable[[], int | None]) -> None:
     app.run(guarded, flags_parser=_parse)
   except (DivergedError, UserError) as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(1 if isinstance(error, DivergedError) else 2)
+    codes = {DivergedError: 1, InUse: IN_USE}
+    _exit(codes.get(type(error), 2))
   except Preempted as error:
     print(f"{error} The same command continues.", file=sys.stderr)
     sys.exit(PREEMPTED)
@@ -61,10 +65,16 @@ def run(main: Callable[[], int | None]) -> None:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
     print(f"error: the disk is full: {error}", file=sys.stderr)
-    sys.exit(1)
+    _exit(1)
   except KeyboardInterrupt:
     print("interrupted; the same command continues", file=sys.stderr)
     sys.exit(130)
+
+
+def _exit(code: int) -> None:
+  if hosts.are_several():
+    hosts.leave(code)
+  sys.exit(code)
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:

@@ -11,6 +11,10 @@ class UserError(ValueError):
   """
 
 
+class InUse(UserError):
+  """Another command is training in the workdir. Commands exit with 76."""
+
+
 class DivergedError(ArithmeticError):
   """The loss of every run became NaN or infinite. Commands exit with 1."""
 

@@ -41,6 +41,10 @@ class Evaluator:
     self._images, self._labels = images, labels
     self._num_classes, self._batch_size = num_classes, batch_size
     self._sharding = mesh_lib.over_images(mesh)
+    # XLA runs independent programs at the same time on CPUs, and their
+    # transfers between devices then wait for each other for ever.
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    self._in_order = cpu and mesh.size > 1
 
     def sums(state, frozen, stored, drawn, label, mask):
       logits = logits_fn(state, frozen, drawn.look_up(stored))
@@ -89,6 +93,8 @@ class Evaluator:
       partial.append(
         self._sums(state, frozen, self._images.stored, batch, label, mask)
       )
+      if self._in_order:
+        jax.block_until_ready(partial[-1])
     losses, correct = zip(*jax.device_get(partial), strict=True)
     loss = np.sum(losses, axis=0, dtype=np.float64) / of_run.sum(-1)
     correct = np.sum(correct, axis=0, dtype=np.int64)

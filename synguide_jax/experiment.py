@@ -36,8 +36,9 @@ def run(
     The contents of results.json.
   """
   workdir_lib.claim(workdir, config)
-  if (finished := workdir_lib.results(workdir)) is not None:
-    return finished
+  finished = workdir_lib.results(workdir)
+  if hosts.first_says(finished is not None):
+    return finished or workdir_lib.results(workdir)
   from synguide_jax import inputs, methods
 
   methods.check_name(config.method)
@@ -134,7 +135,7 @@ class _Trace:
     if self._running:
       self._stop()
     elif self._length and self._steps < self._FIRST:
-      say(f"  no trace: there were less than {self._FIRST} steps")
+      say(f"  no trace: there were not more than {self._FIRST} steps")
 
 
 def best_run(results: Mapping[str, Any]) -> int:
@@ -187,9 +188,11 @@ def load_classifier(
   from synguide_jax.train import load_trained
 
   config = workdir_lib.config(workdir)
+  # However many devices it was trained on.
+  config.mesh.runs, devices = 0, jax.local_devices()[:1]
   methods.check_is_network(config)
   made = inputs.make(config, functools.partial(train, show_progress=False))
-  program, state = load_trained(config, workdir, inputs=made)
+  program, state = load_trained(config, workdir, inputs=made, devices=devices)
   if program.method.predict is None:
     raise UserError(f"{workdir} holds a {config.method}, not a classifier.")
   place = results["runs"].index(run)

@@ -13,6 +13,7 @@ jax.export, that needs none of our code).
 from pathlib import Path
 
 from absl import flags
+from etils import epath
 import safetensors
 
 from synguide_jax import console, experiment, workdir
@@ -32,7 +33,7 @@ flags.mark_flags_as_required(["workdir", "output"])
 
 def main() -> int:
   """Runs the command; returns its exit code."""
-  folder, output = Path(_WORKDIR.value), Path(_OUTPUT.value)
+  folder, output = epath.Path(_WORKDIR.value), Path(_OUTPUT.value)
   results = workdir.results(folder)
   if results is None:
     raise UserError(f"{folder} is not finished; there is no results.json.")

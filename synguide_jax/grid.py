@@ -1,37 +1,25 @@
-"""The cells of a sweep: which there are, and how they are run.
+"""The cells of a sweep: which there are, and the commands that run them.
 
 A cell is one config in the workdir that main would choose for it. Imports
-nothing heavy, so that finished cells are skipped at once.
+nothing heavy, so that finished cells are skipped at once; `jobs` runs them.
 """
 
-import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import itertools
 import json
 from pathlib import Path
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags, ConfigDict
 
 from synguide_jax import config as config_lib
-from synguide_jax import console, experiment, workdir
+from synguide_jax import workdir
 from synguide_jax.analysis import table
-from synguide_jax.console import say
-from synguide_jax.errors import DivergedError, Preempted, UserError
-
-# How main ends after it was told to.
-_CUT = {console.PREEMPTED: "stopped", 130: "interrupted"}
-_POLL_SECONDS = 0.1
-# From the message of the trainer for a workdir that is locked.
-_IN_USE = "in use by another process"
+from synguide_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +62,7 @@ def cells(
   overrides: Mapping[str, Any],
   *,
   methods: Sequence[str] = (),
-  grid: str = "",
+  grid: Sequence[str] = (),
 ) -> list[Cell]:
   """Crosses the rows of config files with a grid.
 
@@ -82,7 +70,7 @@ def cells(
     files: ``<config file>[:arg]`` each, with a ``get_sweep()``.
     overrides: Values by field, for all cells.
     methods: Only rows of these; () for all.
-    grid: ``<field>=<value>,<value>;<field>=...``, see `parse_grid`.
+    grid: ``<field>=<value>,<value>`` each, see `parse_grid`.
 
   Returns:
     The cells, each once. What a row sets itself holds against the grid, and
@@ -146,37 +134,34 @@ def _cell(file: str, config: Any, base: Any, own: Mapping[str, Any]) -> Cell:
   )
 
 
-def parse_grid(text: str, config: ConfigDict) -> dict[str, list[Any]]:
-  """Returns ``{"data.shots": [1, 5], ...}`` for ``data.shots=1,5;...``.
+def parse_grid(axes: Sequence[str], config: ConfigDict) -> dict[str, list[Any]]:
+  """Returns ``{"data.shots": [1, 5], ...}`` for ``["data.shots=1,5", ...]``.
 
-  Values are those of ``--config.<field>=<value>``. Commas and semicolons in
-  brackets or quotes are part of a value, ``model.mean=(0.5,),(0.4,0.6)``, and
-  a text all in quotes stands for what is within.
+  Values are those of ``--config.<field>=<value>``. Commas in round brackets or
+  in quotes are part of a value, ``model.mean=(0.5,),(0.4,0.6)``, and a text all
+  in quotes stands for what is within.
 
   Args:
-    text: The grid; "" for none.
+    axes: A field with its values each.
     config: What has the fields.
 
   Raises:
     UserError: for a field that the config lacks or a value of another type.
   """
-  axes = {}
-  for part in _split(text, ";"):
-    if not part:
-      continue
-    field, equals, values = (piece.strip() for piece in part.partition("="))
-    if not equals or field in axes:
+  parsed = {}
+  for axis in axes:
+    field, equals, values = (piece.strip() for piece in axis.partition("="))
+    if not equals or field in parsed:
       raise UserError(
-        f"--grid={part}: wants <field>=<value>,<value> between semicolons, "
-        "each field once."
+        f"--grid={axis}: wants <field>=<value>,<value>, and each field once."
       )
     config_lib.check_fields(config, [field])
-    axes[field] = [_parse(config, field, value) for value in _split(values)]
-  return axes
+    parsed[field] = [_parse(config, field, value) for value in _split(values)]
+  return parsed
 
 
-def _split(text: str, separator: str = ",") -> list[str]:
-  """Splits at the separators that are not in brackets or quotes."""
+def _split(text: str) -> list[str]:
+  """Splits at the commas that are not in brackets or quotes."""
   parts, depth, quote = [""], 0, ""
   for character in text:
     if quote:
@@ -184,13 +169,13 @@ def _split(text: str, separator: str = ",") -> list[str]:
     elif character in "'\"":
       quote = character
     else:
-      depth += (character in "([{") - (character in ")]}")
-    if character == separator and not depth and not quote:
+      depth += (character == "(") - (character == ")")
+    if character == "," and not depth and not quote:
       parts.append("")
     else:
       parts[-1] += character
   if depth or quote:
-    raise UserError(f"--grid={text}: a bracket or a quote is not closed.")
+    raise UserError(f"--grid: {text}: a bracket or a quote is not closed.")
   return [part.strip() for part in parts]
 
 
@@ -233,194 +218,3 @@ def commands(cells: Sequence[Cell]) -> list[str]:
     if "\n" in lines[-1]:
       raise UserError(f"{cell.name}: a value has a line break; use --jobs.")
   return lines
-
-
-class _Progress:
-  """Prints a line for each cell that is through, and counts."""
-
-  def __init__(self, total: int):
-    self._total, self._count, self.unfinished = total, 0, 0
-
-  def finished(
-    self, cell: Cell, results: Mapping[str, Any], began: float | None
-  ) -> None:
-    took = "  (finished before)"
-    if began is not None:
-      took = f"  in {console.duration(time.monotonic() - began)}"
-    self._say(cell, experiment.headline(results) + took)
-
-  def failed(self, cell: Cell, message: str) -> None:
-    if _IN_USE in message:
-      self.cut(cell, f"skipped: {cell.folder} is {_IN_USE}")
-    else:
-      self.cut(cell, f"failed: {' '.join(message.split())}")
-
-  def cut(self, cell: Cell, outcome: str) -> None:
-    self.unfinished += 1
-    self._say(cell, outcome)
-
-  def _say(self, cell: Cell, outcome: str) -> None:
-    self._count += 1
-    say(f"[{self._count:2}/{self._total}] {cell.name}: {outcome}")
-
-
-def run_here(cells: Sequence[Cell]) -> int:
-  """Runs cells one after the other in this process, with a line for each.
-
-  Returns:
-    How many are not finished in the end.
-  """
-  progress = _Progress(len(cells))
-  for cell in cells:
-    began = time.monotonic()
-    # One cell that cannot run must not keep the others from it.
-    try:
-      finished = workdir.results(cell.folder) is not None
-      results = experiment.run(cell.config, cell.folder, show_progress=False)
-      progress.finished(cell, results, None if finished else began)
-    except (DivergedError, UserError) as error:
-      progress.failed(cell, str(error))
-  return progress.unfinished
-
-
-def run_jobs(cells: Sequence[Cell], jobs: int, restarts: int) -> int:
-  """Runs cells in processes of their own, with a line for each.
-
-  What a process prints is in its workdir's log.txt. A cell that was stopped
-  after saving, or killed, is started again. SIGINT and SIGTERM are passed on to
-  the processes, which then stop.
-
-  Args:
-    cells: The cells.
-    jobs: How many run at a time.
-    restarts: How often a cell is started again at most.
-
-  Returns:
-    How many are not finished in the end.
-
-  Raises:
-    KeyboardInterrupt: after a SIGINT, when the processes have stopped.
-    Preempted: after a SIGTERM, likewise.
-  """
-  progress, waiting = _Progress(len(cells)), collections.deque()
-  for cell in cells:
-    try:
-      workdir.claim(cell.folder, cell.config)
-      if (results := workdir.results(cell.folder)) is None:
-        waiting.append(_Job(cell))
-      else:
-        progress.finished(cell, results, None)
-    except UserError as error:
-      progress.failed(cell, str(error))
-  with _received_signals() as received:
-    _run_all(waiting, jobs, restarts, received, progress)
-  if signal.SIGINT in received:
-    raise KeyboardInterrupt
-  if received:
-    raise Preempted("Stopped by SIGTERM.")
-  return progress.unfinished
-
-
-@contextlib.contextmanager
-def _received_signals() -> Iterator[list[int]]:
-  """Collects the numbers of SIGINT and SIGTERM instead of ending."""
-  received: list[int] = []
-  before = {
-    number: signal.signal(number, lambda got, _: received.append(got))
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  try:
-    yield received
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
-def _run_all(
-  waiting: collections.deque["_Job"],
-  jobs: int,
-  restarts: int,
-  received: Sequence[int],
-  progress: _Progress,
-) -> None:
-  """Keeps so many of the jobs running until all are through, or stopped."""
-  running, passed_on = [], 0
-  try:
-    while running or (waiting and not received):
-      while waiting and len(running) < jobs and not received:
-        job = waiting.popleft()
-        job.start()
-        running.append(job)
-      while passed_on < len(received):
-        for job in running:
-          job.process.send_signal(received[passed_on])
-        passed_on += 1
-      time.sleep(_POLL_SECONDS)
-      for job in [job for job in running if job.process.poll() is not None]:
-        if job.was_cut() and not received and job.starts <= restarts:
-          job.start()
-        else:
-          running.remove(job)
-          job.report(progress)
-  finally:
-    # There are any only after an error of this process, as on a full disk.
-    for job in running:
-      job.process.terminate()
-    for job in running:
-      job.process.wait()
-
-
-@dataclasses.dataclass(eq=False)
-class _Job:
-  """A cell in a process of its own."""
-
-  cell: Cell
-  process: subprocess.Popen | None = None
-  began: float = 0.0
-  starts: int = 0
-  log_position: int = 0
-
-  def start(self) -> None:
-    self.began = self.began or time.monotonic()
-    self.starts += 1
-    # Appended, since another sweep's process may be writing there.
-    with open(self.cell.folder / "log.txt", "ab") as log:
-      self.log_position = log.tell()
-      self.process = subprocess.Popen(
-        [sys.executable, *self.cell.command()[1:]],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        # Or a terminal's Ctrl-C would reach it twice.
-        process_group=0,
-      )
-
-  def was_cut(self) -> bool:
-    """Whether it stopped after saving, or was killed."""
-    code = self.process.returncode
-    return code == console.PREEMPTED or code < 0
-
-  def report(self, progress: _Progress) -> None:
-    """Says what came out."""
-    code, log = self.process.returncode, self.cell.folder / "log.txt"
-    try:
-      results = workdir.results(self.cell.folder)
-      if code == 0 and results is not None:
-        progress.finished(self.cell, results, self.began)
-      elif code < 0 or code in _CUT:
-        how = _CUT.get(code, f"killed by signal {-code}")
-        starts = f", {self.starts} starts" if self.starts > 1 else ""
-        progress.cut(self.cell, f"{how}{starts}; see {log}")
-      else:
-        error = self._last_error() or f"exit code {code}; see {log}"
-        progress.failed(self.cell, error)
-    except UserError as error:
-      progress.failed(self.cell, str(error))
-
-  def _last_error(self) -> str | None:
-    """What the process printed as its error."""
-    with open(self.cell.folder / "log.txt", "rb") as log:
-      log.seek(self.log_position)
-      lines = log.read().decode(errors="replace").splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
-    return errors[-1].removeprefix("error: ") if errors else None

@@ -95,12 +95,38 @@ def are_several() -> bool:
   return _processes()[1] > 1
 
 
+def leave(code: int) -> None:
+  """Ends this process after an error that others may not have had.
+
+  Where all of them fail alike, all leave at once. Otherwise this one waits for
+  20 s and goes; JAX then ends the others, within 100 s.
+  """
+  import jax
+
+  sys.stdout.flush(), sys.stderr.flush()
+  watch = threading.Timer(20, os._exit, [code])
+  watch.daemon = True
+  watch.start()
+  jax.distributed.shutdown()
+  os._exit(code)
+
+
+def first_says(answer: bool) -> bool:
+  """Returns the first process's answer to what each may see differently."""
+  if not are_several():
+    return answer
+  return _exchange("question", "yes" if answer else "")[0] == "yes"
+
+
 @contextlib.contextmanager
-def in_turn() -> Iterator[None]:
+def in_turn(what: str) -> Iterator[None]:
   """Runs a block in the first process, then in the others.
 
   So that the others find what the first has made. All processes come here in
   the same order.
+
+  Args:
+    what: Names the block, to notice if they do not.
 
   Raises:
     UserError: in all of them, if one failed.
@@ -110,20 +136,20 @@ def in_turn() -> Iterator[None]:
     return
   failure = None
   if not is_first():
-    _agree(None)
+    _agree(what, None)
   try:
     yield
   except Exception as error:
     failure = error
   if is_first():
-    _agree(failure)
-  _agree(failure)
+    _agree(what, failure)
+  _agree(what, failure)
 
 
-def _agree(failure: Exception | None) -> None:
+def _agree(what: str, failure: Exception | None) -> None:
   """Waits for all processes, and raises if one comes with a failure."""
   text = "" if failure is None else str(failure) or repr(failure)
-  failures = _exchange(text)
+  failures = _exchange(what, text)
   if failure:
     raise failure
   for process, text in enumerate(failures):
@@ -131,7 +157,7 @@ def _agree(failure: Exception | None) -> None:
       raise UserError(f"Process {process} failed: {text}")
 
 
-def _exchange(text: str) -> list[str]:
+def _exchange(what: str, text: str) -> list[str]:
   """Returns every process's text, cut to what fits."""
   from jax.experimental import multihost_utils
   import numpy as np
@@ -140,11 +166,16 @@ def _exchange(text: str) -> list[str]:
   # The first may prepare sets for hours; transfers give up after half a minute.
   wait = multihost.get_barrier_sync_fn()
   wait(key=f"synguide_jax_{next(_number)}", timeout_ms=_DAY)
-  encoded = text.encode()[:_LONGEST_MESSAGE].ljust(_LONGEST_MESSAGE, b"\0")
+  encoded = f"{what}: {text}".encode()[:_LONGEST_MESSAGE].ljust(
+    _LONGEST_MESSAGE, b"\0"
+  )
   everybody = multihost_utils.process_allgather(
     np.frombuffer(encoded, np.uint8)
   )
-  return [
+  lines = [
     bytes(row).rstrip(b"\0").decode(errors="ignore")
     for row in np.asarray(everybody)
   ]
+  if any(not line.startswith(f"{what}: ") for line in lines):
+    raise RuntimeError(f"The processes do different things: {lines}.")
+  return [line.removeprefix(f"{what}: ") for line in lines]

@@ -69,7 +69,7 @@ def create(
       "-1."
     )
   # The devices of a CPU share its memory.
-  device, copies = mesh.devices.flat[0], 1
+  device, copies = mesh.local_devices[0], 1
   if device.platform == "cpu":
     copies = mesh.size // jax.process_count()
   resident = data.feed == "resident"

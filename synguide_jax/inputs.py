@@ -147,7 +147,7 @@ def _generated_set(spec: str, data: Any, train: TrainFn) -> str:
   name, mark = f"generated_{_name(file)}", _mark(config)
   folder = prepared.folder_of(name, mark)
   started = time.monotonic()
-  if not prepared.is_prepared(name, mark):
+  if not hosts.first_says(prepared.is_prepared(name, mark)):
     say(f"Making synthetic images with {file}: training the generator")
     # Sets that differ only in sampling share their generator.
     training = config.copy_and_resolve_references()
@@ -156,7 +156,7 @@ def _generated_set(spec: str, data: Any, train: TrainFn) -> str:
     program, state = _train_in_cache(path.stem, training, train)
     params = diffusion.ema_params(_first_run(state))
     say(f"  sampling {config.sample.per_class} images a class")
-    with hosts.in_turn():
+    with hosts.in_turn("generated set"):
       prepared.prepare(
         name,
         mark,
@@ -186,13 +186,13 @@ def _trained_weights(spec: str, train: TrainFn) -> str:
   config = config_lib.load(file)
   name, mark = _name(file), _mark(config)
   folder = cache.cache_dir() / "pretrained" / f"{name}-{mark}"
-  if not (folder / "config.json").exists():
+  if not hosts.first_says((folder / "config.json").exists()):
     started = time.monotonic()
     say(f"Making the pretrained network with {file}")
     program, state = _train_in_cache(name, config, train)
     state = _first_run(state)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    with hosts.in_turn(), _alone(folder):
+    with hosts.in_turn("weights"), _alone(folder):
       # Who waited for it finds it there, and may be reading it.
       if not (folder / "config.json").exists():
         save_pretrained(

@@ -24,9 +24,10 @@ def create(
   Args:
     num_runs: Runs trained side by side.
     devices: Devices to use; by default all.
-    run_axis: Size of the run axis. 0: the largest that divides the number of
-      devices and gives more than half of the places in it to a run (five runs
-      use eight devices, but two do not use four).
+    run_axis: Size of the run axis. 0: the largest that divides both numbers,
+      or, where that is 1, the largest that divides the number of devices and
+      gives more than half of its places to a run (so that five runs use eight
+      devices, and one splits its batch over them).
 
   Returns:
     A mesh with axes ``("run", "data")``.
@@ -41,12 +42,14 @@ def create(
       f"mesh.runs={run_axis} must divide the number of devices, {count}; 0 "
       "chooses."
     )
-  fitting = (
-    size
-    for size in range(count, 0, -1)
-    if count % size == 0 and 2 * num_runs > num_places(num_runs, size)
-  )
-  grid = np.asarray(devices).reshape(run_axis or next(fitting), -1)
+  size = run_axis or math.gcd(num_runs, count)
+  if not run_axis and size == 1:
+    size = max(
+      size
+      for size in range(1, count + 1)
+      if count % size == 0 and 2 * num_runs > num_places(num_runs, size)
+    )
+  grid = np.asarray(devices).reshape(size, -1)
   return Mesh(grid, (RUN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 

@@ -1,11 +1,15 @@
 """Notices that a training is to stop: SIGTERM, or a preempted host."""
 
+import os
 import signal
 from typing import Any
 
 from jax.experimental import multihost_utils
 
 from synguide_jax import hosts
+
+# The last number that JAX was asked about, in several processes.
+_last = 0
 
 
 class Preemption:
@@ -28,15 +32,32 @@ class Preemption:
         pass
     return self
 
-  def __exit__(self, *error: Any) -> None:
+  def __exit__(self, kind: Any, *error: Any) -> None:
     if self._before is not None:
       signal.signal(signal.SIGTERM, self._before)
+      if self._asked and kind is None:
+        # Too late to be told here.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+  def begin(self, done: int) -> None:
+    """Called before the first step, with the number of those done before."""
+    if hosts.are_several():
+      # JAX names the step to stop at when the signal comes: the one after the
+      # last it was asked about, which may be of another training, or before
+      # those that this one skips.
+      for step in range(_last + 1, max(_last + 1, done) + 1):
+        self._asked |= self._reached_together(step)
 
   def reached(self, step: int) -> bool:
     """Whether to stop after this step; asked after each, in every process."""
     if hosts.are_several():
-      return multihost_utils.reached_preemption_sync_point(step)
+      self._asked |= self._reached_together(step)
     return self._asked
+
+  def _reached_together(self, step: int) -> bool:
+    global _last
+    _last = step
+    return multihost_utils.reached_preemption_sync_point(step)
 
   def _note(self, number: int, frame: Any) -> None:
     del number, frame

@@ -92,14 +92,14 @@ class Program:
     self._seed, self._runs = config.seed, self.places.fill(np.asarray(runs))
     model = self.method.model
     side = (model and model.preprocessing.size) or size
+    shares = self.mesh.shape[mesh_lib.DATA]
     self.runs_mode = runs_lib.choose_mode(
       config.runs_mode,
       self.mesh.devices.flat[0].platform,
-      config.batch_size * side**2,
+      config.batch_size // (shares * config.microbatches) * side**2,
     )
     self.images = images.create(config.data, data.pixels, self.mesh)
     self._host = {"labels": data.labels, "real": data.real}
-    shares = self.mesh.shape[mesh_lib.DATA]
     self._evaluator = Evaluator(
       self._logits,
       self.images,

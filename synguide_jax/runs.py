@@ -22,15 +22,16 @@ def choose_mode(wanted: str, platform: str, pixels: int) -> str:
   """Returns "vmap" or "map"; for "auto", by a rule.
 
   The rule: on a CPU "map", where side by side is no faster and takes longer to
-  compile (BENCHMARKS.md). On others "vmap", unless a run by itself has enough
-  to do, with more than 128 images of 64 px a step: then "map", which needs the
-  memory of one run's activations. How many runs there are has no part in it,
-  so that a run trains in the same mode alone and in company.
+  compile (BENCHMARKS.md). On others "vmap", unless a run by itself gives a
+  device enough to do, more than 128 images of 64 px at a time: then "map",
+  which needs the memory of one run's activations. On one device the number of
+  runs has no part in it, so that a run trains in the same mode alone and in
+  company.
 
   Args:
     wanted: ``config.runs_mode``.
     platform: Of the devices.
-    pixels: Of the images that a network sees in a step of one run.
+    pixels: Of the images of one run that a device sees at a time.
 
   Raises:
     UserError: for an unknown mode.
@@ -119,6 +120,7 @@ class Places:
     self.count = mesh_lib.num_places(num_runs, mesh.shape[mesh_lib.RUN])
     self.num_runs, self.sharding = num_runs, mesh_lib.per_run(mesh)
     self._everywhere = mesh_lib.replicated(mesh)
+    self._gather = jax.jit(lambda tree: tree, out_shardings=self._everywhere)
 
   def fill(self, array: np.ndarray) -> np.ndarray:
     """Returns an array with a leading axis of runs, with one of places."""
@@ -140,16 +142,18 @@ class Places:
   def fetch(self, tree: Any) -> Any:
     """Returns arrays from the devices, in all processes, of runs."""
     if not self.sharding.is_fully_addressable:
-      tree = jax.jit(lambda tree: tree, out_shardings=self._everywhere)(tree)
+      tree = self._gather(tree)
     return jax.tree.map(self.cut, jax.device_get(tree))
 
   def abstract(self, tree: Any, count: int) -> Any:
     """Returns abstract arrays of these places as those of others."""
     if count == self.count:
       return tree
+    tree = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), tree
+    )
     return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        (count, *x.shape[1:]), x.dtype, sharding=self._everywhere
-      ),
+      lambda x, sharding: x.update(sharding=sharding),
       tree,
+      mesh_lib.split(self._everywhere.mesh, tree, runs=False),
     )

@@ -28,6 +28,7 @@ from synguide_jax.data.feed import Feed
 from synguide_jax.errors import (
   check_known,
   DivergedError,
+  InUse,
   Preempted,
   UserError,
 )
@@ -93,28 +94,31 @@ def train_and_evaluate(
   """
   workdir = epath.Path(workdir)
   workdir_lib.claim(workdir, config)
-  if (finished := workdir_lib.results(workdir)) is not None:
-    return finished
+  finished = workdir_lib.results(workdir)
+  if hosts.first_says(finished is not None):
+    return finished or workdir_lib.results(workdir)
   started = time.monotonic()
   with _alone(workdir):
     config = workdir_lib.settled(workdir, config)
     program, data = set_up(config, inputs=inputs, devices=devices)
     config.runs_mode = program.runs_mode
-    with hosts.in_turn():
+    with hosts.in_turn("splits"):
       data.keep(workdir / "splits.npz")
       workdir_lib.settle(workdir, program.runs_mode)
     for warning in data.warnings:
       logging.warning("%s", warning)
     carry, frozen = program.init()
+    # A second SIGTERM must not end it while what it saved is being written.
     with (
-      _checkpointer(config, workdir) as checkpoints,
       Preemption() as preemption,
+      _checkpointer(config, workdir) as checkpoints,
     ):
       if restored := _restore(checkpoints, program):
         carry, best, position = restored
       else:
         carry, best = program.enter(0, carry, frozen)
         position = Position()
+      preemption.begin(_steps_done(program, position))
       training = time.monotonic()
       carry, best = _train(
         *(config, program, data, frozen, checkpoints, preemption, writer),
@@ -163,7 +167,7 @@ def _train(
   checked = 0
   while True:
     stage = stages[position.stage]
-    before = sum(s.num_steps for s in stages[: position.stage])
+    before = _steps_done(program, position) - position.step
     step = program.step(position.stage, frozen)
     batches = program.batches(feed, position.stage, position.step)
     with contextlib.closing(batches):
@@ -210,6 +214,12 @@ def _train(
       return carry, best
     position.stage, position.step = position.stage + 1, 0
     carry, best = program.enter(position.stage, carry, frozen)
+
+
+def _steps_done(program: Program, position: Position) -> int:
+  """Steps done in all stages."""
+  before = program.method.stages[: position.stage]
+  return sum(stage.num_steps for stage in before) + position.step
 
 
 def _validate(
@@ -314,7 +324,7 @@ def set_up(
   """
   runs = run_numbers(config)
   resolved = resolve(config, inputs or {})
-  with hosts.in_turn():
+  with hosts.in_turn("data"):
     data = experiment_data.load(resolved.data, seed=config.seed, runs=runs)
     program = Program(resolved, data, runs, devices)
     _check(config, program, data)
@@ -356,25 +366,30 @@ def _alone(workdir: epath.Path) -> Iterator[None]:
 
   One that is not local is not locked.
   """
-  if "://" in os.fspath(workdir):
-    yield
-    return
-  lock = filelock.FileLock(workdir / ".lock")
-  with hosts.in_turn():
+  lock = contextlib.nullcontext()
+  with hosts.in_turn("lock"):
     if hosts.is_first():
-      try:
-        lock.acquire(timeout=0)
-      except filelock.Timeout as error:
-        raise UserError(
-          f"{workdir} is in use by another process; wait for it, or choose "
-          "another --workdir."
-        ) from error
+      if "://" not in os.fspath(workdir):
+        lock = _locked(workdir)
       for partial in cache.leftovers(workdir):
         partial.unlink(missing_ok=True)
-  try:
+  with lock:
     yield
-  finally:
-    lock.release()
+
+
+def _locked(workdir: epath.Path) -> contextlib.AbstractContextManager:
+  try:
+    return filelock.FileLock(workdir / ".lock").acquire(timeout=0)
+  except filelock.Timeout as error:
+    raise InUse(
+      f"{workdir} is in use by another process; wait for it, or choose another "
+      "--workdir."
+    ) from error
+  except (OSError, NotImplementedError) as error:
+    raise UserError(
+      f"Cannot write to the workdir {workdir}: {error}. Choose another with "
+      "--workdir."
+    ) from error
 
 
 def _check(config: Any, program: Program, data: ExperimentData) -> None:

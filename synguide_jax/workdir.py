@@ -27,6 +27,12 @@ SPEC_FIELDS = (
 )
 
 
+# Fields that say where to compute, not what.
+_WHERE = ("mesh.runs", "mesh.split")
+# What older files lack, as it was then.
+_ADDED = {"mesh": {"runs": 0, "split": []}, "microbatches": 1}
+
+
 def as_json(config: Any) -> dict[str, Any]:
   """Returns a config as JSON gives it back (tuples become lists)."""
   as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)
@@ -73,7 +79,7 @@ def default_workdir(file: str, config: Any, base: Any) -> epath.Path:
   overrides = {
     field: new
     for field, (_, new) in differences(as_json(base), as_json(config)).items()
-    if field != "method"
+    if field not in ("method", *_WHERE)
   }
   suffix = f"-{fingerprint(overrides)[:6]}" if overrides else ""
   return ROOT / name / (config.method + suffix)
@@ -99,7 +105,7 @@ def claim(workdir: epath.Path, config: Any) -> None:
     UserError: if the folder cannot be written, or belongs to another config,
       or if the config has a number that is not finite.
   """
-  with hosts.in_turn():
+  with hosts.in_turn("workdir"):
     if not (hosts.is_first() or (workdir / "config.json").exists()):
       raise UserError(
         f"{workdir} is not seen by all processes; name one on a file system "
@@ -114,9 +120,12 @@ def _claim(workdir: epath.Path, config: Any) -> None:
   for field, (value, _) in differences(wanted, finite).items():
     raise UserError(f"{field}={value} must be finite.")
   found = _read_json(path)
-  changed = found is not None and differences(found, wanted)
-  if changed and wanted.get("runs_mode") == "auto":
-    changed.pop("runs_mode", None)  # as it was settled
+  added = {name: _ADDED[name] for name in _ADDED.keys() & wanted.keys()}
+  changed = found is not None and differences(added | found, wanted)
+  if changed:
+    settled = ("runs_mode",) if wanted.get("runs_mode") == "auto" else ()
+    for field in (*_WHERE, *settled):
+      changed.pop(field, None)
   begun = (workdir / "checkpoints").exists() or results(workdir) is not None
   if changed and begun:
     lines = [
@@ -168,7 +177,7 @@ def config(workdir: epath.Path) -> ConfigDict:
   found = _read_json(workdir / "config.json")
   if found is None:
     raise UserError(f"{workdir} has no config.json.")
-  return ConfigDict(found)
+  return ConfigDict(_ADDED | found)
 
 
 def results(workdir: epath.Path) -> dict[str, Any] | None:

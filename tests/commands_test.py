@@ -46,7 +46,7 @@ own = {"config", "workdir", "methods", "workdirs", "output", "formats", "run"}
 own |= {"source", "skip_damaged", "classifier", "split", "match_classes"}
 own |= {"class_mapping", "relabel", "threshold", "agree", "min_loss"}
 own |= {"max_loss", "per_class", "balance_with", "seed"}
-own |= {"also", "grid", "jobs", "restarts", "print_commands"}
+own |= {"also", "grid", "jobs", "gpus", "print_commands"}
 own |= {"multihost", "profile"}
 done = []
 for command, *args in json.loads(sys.stdin.read()):
@@ -291,6 +291,25 @@ def test_sweep_table_and_export():
     assert code == 2
     assert err.startswith("error: ") and message in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_trace_is_of_the_steps_asked_for():
+  command = ["main", SMOKE, "--config.method=real", "--config.eval_every=20"]
+  enough, cut, short = _run_commands(
+    [
+      [*command, f"--config.num_steps={steps}", "--profile=5", f"--workdir={w}"]
+      for w, steps in (("enough", 20), ("cut", 13), ("short", 4))
+    ]
+  )
+  assert "  traced 5 steps into enough" in enough[1].splitlines()
+  assert "  traced 3 steps into cut" in cut[1].splitlines()
+  assert (
+    "  no trace: there were not more than 10 steps" in short[1].splitlines()
+  )
+  traces = "plugins/profile/*/*.xplane.pb"
+  found = [len([*Path(w).glob(traces)]) for w in ("enough", "cut", "short")]
+  assert found == [1, 1, 0]
 
 
 @pytest.mark.slow

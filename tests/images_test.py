@@ -144,7 +144,7 @@ def examples():
     print(jax.process_index(), file=file)
   return ((np.full((4, 4, 1), i, np.uint8), 0) for i in range(40))
 
-with hosts.in_turn():
+with hosts.in_turn("set"):
   if jax.process_index():
     assert prepared.is_prepared("synguide_hosts", "abc")
   folder = prepared.prepare(

@@ -14,6 +14,10 @@ ODD = '--config.name=it\'s "$HOME" $(NAME) \\n a  b'
 MAIN = ["main", "--config=configs/digits_lowshot.py", ODD]
 BUCKET = "--workdir=gs://bucket/runs/first"
 
+# What the tools say of a thing that there is not.
+MISSING = (1, "NOT_FOUND")
+OFFLINE = (1, "the login has expired")
+
 TRAINS = ["python", "-m", "synguide_jax.main", "--multihost"]
 
 # Scripts with what they need to be set.
@@ -41,6 +45,14 @@ GKE = {
   "TOPOLOGY": "4x4",
 }
 
+# The verbs of the calls, in parts.
+START = ["describe", "git", "create", "scp", "ssh", "ssh"]
+LOOK = ["resource-policies", "instance-templates", "instance-groups"]
+UPLOAD = ["git", "cp", "ls"]
+PREPARE = [*LOOK, *UPLOAD, "resource-policies", "instance-templates"]
+CREATE_GROUP = ["rm", "rm", "instance-groups"]
+DELETE_ALL = ["instance-groups", "instance-templates", "resource-policies"]
+
 # Bash, which starts faster than Python: a test calls many.
 _FAKE = """
 trap 'exit 1' INT
@@ -57,7 +69,7 @@ if [[ "$*" == *{pattern}* ]]; then
   count=$((${{#lines[@]}} - 1))
   codes=({codes}) texts=({texts})
   ((count < {last})) || count={last}
-  printf %s "${{texts[count]}}"
+  printf %s "${{texts[count]}}" >&"$((codes[count] ? 2 : 1))"
   (({seconds} == 0)) || sleep {seconds}
   exit "${{codes[count]}}"
 fi
@@ -88,9 +100,14 @@ class Fakes:
   def add(self, name: str, **rules) -> None:
     """Adds a tool; its rules are part=[answer, ...], the last one stays.
 
-    An answer is an exit code, or (exit code, output); the part is one of the
-    arguments put together.
+    An answer is an exit code, or (exit code, output), which is an error's where
+    the code is one; the part is one of the arguments put together. What gcloud
+    describes is not there, unless a rule says so.
     """
+    if name == "gcloud":
+      rules.setdefault("describe", MISSING)
+    for count in self.folder.glob(f"{name}.[0-9]*"):
+      count.unlink()
     folder = shlex.quote(str(self.folder))
     text = _FAKE.format(name=name, folder=folder)
     for i, (part, answers) in enumerate(rules.items()):

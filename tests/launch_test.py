@@ -2,7 +2,7 @@
 
 A fake notes its arguments and answers as it is told. What the services really
 do is not tested; only local_multiprocess.sh is run for real, by the tests of
-the trainer. Those for the cloud are in launch_cloud_test.py.
+the trainer. Those for the cloud have files of their own.
 """
 
 import os
@@ -71,7 +71,9 @@ def test_dry_run_prints_what_is_called(fakes, script, variables, args):
   done = fakes.run(script, *args, **variables)
   assert done.returncode == 0
   printed = [
-    shlex.split(without_temporary(line)) for line in dry.stdout.splitlines()
+    shlex.split(without_temporary(line))
+    for line in dry.stdout.splitlines()
+    if not line.startswith("# ")
   ]
   called = fakes.calls()
   if script == "local_multiprocess.sh":
@@ -80,6 +82,10 @@ def test_dry_run_prints_what_is_called(fakes, script, variables, args):
     printed = [line[line.index("python") :] for line in printed]
   assert printed == called
   assert called
+  # What a host will do.
+  hosts = script == "gce_mig.sh" and args != ["delete"]
+  assert hosts == ("# kill -TERM" in dry.stdout)
+  assert hosts == ("--multihost" in dry.stdout.partition("# cd /root")[2])
 
 
 @pytest.mark.parametrize(
@@ -114,6 +120,30 @@ def test_several_hosts_need_a_bucket(fakes, script, variables, args):
   assert fakes.calls() == []
 
 
+@pytest.mark.parametrize(
+  ("args", "found"),
+  [
+    ([BUCKET], 0),
+    (["--workdir", "gs://bucket/a"], 0),
+    (["--workdir=runs/a", BUCKET], 0),
+    ([BUCKET, "--workdir", "runs/a"], 1),
+    ([BUCKET, "--workdir=runs/a"], 1),
+    (["--config=a", "gs://bucket/a"], 1),
+    ([], 1),
+  ],
+)
+def test_the_last_workdir_counts(args, found):
+  lines = f"has_bucket_workdir main {shlex.join(args)}"
+  assert _library(lines).returncode == found
+
+
+def _library(lines):
+  source = f". {shlex.quote(str(LAUNCH / 'lib.sh'))}"
+  return subprocess.run(
+    ["bash", "-uc", f"{source}; {lines}"], capture_output=True, text=True
+  )
+
+
 # slurm.sbatch
 def test_slurm_command(fakes):
   fakes.add("srun")
@@ -132,12 +162,24 @@ def test_slurm_command(fakes):
 )
 def test_slurm_requeues(fakes, code, count, requeued):
   fakes.add("srun", python=code)
+  fakes.add("squeue", jobs=(0, "RUNNING\n"))
   fakes.add("scontrol")
   variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(count)}
   done = fakes.run("slurm.sbatch", *MAIN, **variables)
   assert done.returncode == code
   expected = [["scontrol", "requeue", "7"]] if requeued else []
-  assert fakes.calls()[1:] == expected
+  assert [c for c in fakes.calls()[1:] if c[0] != "squeue"] == expected
+
+
+@pytest.mark.parametrize("state", [(0, "COMPLETING\n"), (1, "Invalid job")])
+def test_slurm_leaves_cancelled_jobs_alone(fakes, state):
+  fakes.add("srun", python=75)
+  fakes.add("squeue", jobs=state)
+  fakes.add("scontrol")
+  done = fakes.run("slurm.sbatch", *MAIN, SLURM_JOB_ID="7")
+  assert done.returncode == 75
+  look = shlex.split("squeue --noheader --jobs=7 --format=%T")
+  assert fakes.calls()[1:] == [look]
 
 
 def test_slurm_asks_for_a_warning_and_a_place_in_the_queue():
@@ -283,12 +325,7 @@ exit ${{codes[$count]}}"""
 # All of them
 def test_exit_codes_after_which_a_command_continues():
   lines = "for i in {0..255}; do if continues_after $i; then echo $i; fi; done"
-  done = subprocess.run(
-    ["bash", "-euc", f". {shlex.quote(str(LAUNCH / 'lib.sh'))}; {lines}"],
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  done = _library(lines)
   expected = [75, 128, 129, *range(131, 256)]
   assert [int(line) for line in done.stdout.split()] == expected
 

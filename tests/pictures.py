@@ -118,6 +118,9 @@ class _BucketPath:
     # Orbax has ways of its own to write to a bucket.
     return epath.Path(self._local)
 
+  def glob(self, pattern):
+    return (self / path.name for path in self._local.glob(pattern))
+
   def iterdir(self):
     return (self / name for name in os.listdir(self._local))
 

@@ -47,7 +47,11 @@ def test_every_run_gets_its_own(mode, run_axis, frozen_per_run):
     mesh,
     frozen_per_run=frozen_per_run,
   )
-  found = jax.jit(over)(frozen, x, {"b": y})
+  per_run = mesh_lib.per_run(mesh)
+  if frozen_per_run:
+    frozen = jax.device_put(frozen, per_run)
+  of_runs = jax.device_put((x, {"b": y}), per_run)
+  found = jax.jit(over, out_shardings=per_run)(frozen, *of_runs)
   each = frozen if frozen_per_run else np.broadcast_to(frozen, (8, 3))
   expected = np.einsum("rnk,rk->rn", x, each) + y
   np.testing.assert_allclose(found["a"], expected, rtol=1e-5, atol=1e-6)

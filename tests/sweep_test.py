@@ -6,20 +6,24 @@ The trainings themselves are replaced by a program that does what it is told.
 import json
 import os
 from pathlib import Path
+import pty
 import re
 import shlex
 import stat
 import subprocess
 import sys
+import time
+import weakref
 
 from absl import flags
 import filelock
+import jax
 from ml_collections import config_flags
 import pytest
 
 from synguide_jax import config as config_lib
-from synguide_jax import experiment, grid, workdir
-from synguide_jax.errors import DivergedError, UserError
+from synguide_jax import experiment, grid, hosts, jobs, workdir
+from synguide_jax.errors import DivergedError, Preempted, UserError
 from synguide_jax.train import train_and_evaluate
 from tests import tiny
 
@@ -79,6 +83,12 @@ for step in plan[start] if start < len(plan) else []:
     print(rest, flush=True)
   elif what == "group":
     print(os.getpgrp() == os.getpid(), flush=True)
+  elif what == "env":
+    print(os.environ.get(rest), flush=True)
+  elif what == "hold":
+    there(int(rest))
+  elif what == "signal":
+    os.kill(os.getppid(), int(rest))
   elif what == "exit":
     sys.exit(int(rest))
   elif what == "die":
@@ -106,9 +116,9 @@ def _write(file="x.py", rows=None, steps=7):
   return file
 
 
-def _cells(*files, grid_text="", methods=(), rows=None, **overrides):
+def _cells(*files, axes=(), methods=(), rows=None, **overrides):
   files = files or (_write(rows=rows),)
-  return grid.cells(files, overrides, methods=methods, grid=grid_text)
+  return grid.cells(files, overrides, methods=methods, grid=axes)
 
 
 def _to_finish(cell, accuracy=0.5):
@@ -177,8 +187,11 @@ def _environment(**changes):
 
 
 _SWEEP = """
-import runpy, sys
+import runpy, signal, sys
 sys.executable = {executable!r}
+# Whatever this process was told to ignore.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.{hangup})
 try:
   runpy.run_module("synguide_jax.sweep", run_name="__main__")
 finally:
@@ -186,10 +199,11 @@ finally:
 """
 
 
-def _sweep(*args, executable=sys.executable):
+def _sweep(*args, executable=sys.executable, hangup="SIG_DFL"):
   """Runs the command; returns exit code, stdout, stderr, imported modules."""
+  program = _SWEEP.format(executable=str(executable), hangup=hangup)
   done = subprocess.run(
-    [sys.executable, "-c", _SWEEP.format(executable=str(executable)), *args],
+    [sys.executable, "-c", program, *args],
     env=_environment(),
     capture_output=True,
     text=True,
@@ -203,26 +217,29 @@ def _sweep(*args, executable=sys.executable):
 
 def test_values_of_a_grid_have_the_types_of_their_fields():
   config = config_lib.classifier_defaults()
-  axes = grid.parse_grid(
-    "data.shots=1, -1;optimizer.learning_rate=1e-3,2;data.flip=true,False;"
-    "model.mean=(0.5,),(0.4,0.6),0.25;data.classes=(),('a,b','1'),cat;"
-    "model.init=,scratch,folder:a b;"
+  axes = [
+    "data.shots=1, -1",
+    "optimizer.learning_rate=1e-3,2",
+    "data.flip=true,False",
+    "model.mean=(0.5,),(0.4,0.6),0.25",
+    "data.classes=(),('a,b','1'),cat,('c (d','e')",
+    "model.init=,scratch,folder:a=b;c d",
     "data.synthetic=('x@2', 'y;z@1'),'a,b',\"it's\",''",
-    config,
-  )
+  ]
+  parsed = grid.parse_grid(axes, config)
   expected = {
     "data.shots": [1, -1],
     "optimizer.learning_rate": [0.001, 2.0],
     "data.flip": [True, False],
     "model.mean": [(0.5,), (0.4, 0.6), (0.25,)],
-    "data.classes": [(), ("a,b", "1"), ("cat",)],
-    "model.init": ["", "scratch", "folder:a b"],
+    "data.classes": [(), ("a,b", "1"), ("cat",), ("c (d", "e")],
+    "model.init": ["", "scratch", "folder:a=b;c d"],
     # The text of a tuple is the trainer's to read.
     "data.synthetic": ["('x@2', 'y;z@1')", "a,b", "it's", ""],
   }
-  assert axes == expected
-  assert repr(axes) == repr(expected)  # 2 is not 2.0
-  assert grid.parse_grid("", config) == {}
+  assert parsed == expected
+  assert repr(parsed) == repr(expected)  # 2 is not 2.0
+  assert grid.parse_grid([], config) == {}
   # What one value of it changes, another must not begin with.
   assert config == config_lib.classifier_defaults()
 
@@ -238,7 +255,6 @@ def test_values_of_a_grid_have_the_types_of_their_fields():
     ("optimizer.learning_rate=fast", "learning_rate=fast"),
     ("data.classes=(a b,)", "data.classes"),
     ("data.shots", "--grid=data.shots: wants <field>=<value>"),
-    ("data.shots=1;data.shots=2", "each field once"),
     ("data=1", "data is a section"),
     ("model.mean=(0.5,", "a bracket or a quote is not closed"),
     ("model.init='scratch", "a bracket or a quote is not closed"),
@@ -247,13 +263,18 @@ def test_values_of_a_grid_have_the_types_of_their_fields():
 )
 def test_what_is_wrong_with_a_grid_is_told(text, message):
   with pytest.raises(UserError, match=message):
-    _cells(grid_text=text)
+    _cells(axes=[text])
+
+
+def test_a_grid_has_a_field_once():
+  with pytest.raises(UserError, match="--grid=seed=2: .*each field once"):
+    _cells(axes=["seed=1", "num_runs=2", "seed=2"])
 
 
 def test_rows_are_crossed_with_all_combinations():
   rows = [{"method": "real"}, {"method": "aug", "data.shots": 3}]
   cells = _cells(
-    grid_text="data.shots=1,5;seed=0,1", rows=rows, **{"batch_size": 16}
+    axes=["data.shots=1,5", "seed=0,1"], rows=rows, **{"batch_size": 16}
   )
   # What a row sets holds against the grid, and no cell is there twice.
   found = [(c.config.method, c.config.data.shots, c.config.seed) for c in cells]
@@ -281,14 +302,14 @@ def test_rows_are_crossed_with_all_combinations():
 def test_a_row_holds_against_the_grid_and_that_against_overrides():
   rows = [{"method": "real"}, {"method": "aug", "seed": 3}]
   overrides = {"seed": 1, "num_runs": 4}
-  (real, aug) = _cells(grid_text="seed=2", rows=rows, **overrides)
+  (real, aug) = _cells(axes=["seed=2"], rows=rows, **overrides)
   assert (real.config.seed, aug.config.seed) == (2, 3)
   assert real.config.num_runs == aug.config.num_runs == 4
 
 
 def test_several_files():
   files = _write("x.py"), _write("y.py", rows=[{"method": "dann"}], steps=9)
-  cells = _cells(*files, grid_text="seed=0,1", methods=["dann", "fake"])
+  cells = _cells(*files, axes=["seed=0,1"], methods=["dann", "fake"])
   assert [cell.name for cell in cells] == [
     "x: fake, seed=0",
     "x: fake, seed=1",
@@ -306,7 +327,7 @@ def test_several_files():
   )
   for wrong in (
     {"overrides": {"seed": 1}},
-    {"overrides": {}, "grid": "seed=1"},
+    {"overrides": {}, "grid": ["seed=1"]},
   ):
     with pytest.raises(UserError, match="y.py: The config has no field 'seed'"):
       grid.cells(files, **wrong)
@@ -342,7 +363,7 @@ _STRANGE = [
 
 def test_a_printed_command_is_the_cell():
   _write(rows=_STRANGE)
-  cells = _cells("x.py", grid_text="num_runs=3,5;optimizer.decay_at=(),(1.0,)")
+  cells = _cells("x.py", axes=["num_runs=3,5", "optimizer.decay_at=(),(1.0,)"])
   lines = grid.commands(cells)
   assert len(lines) == len(cells) == 32
   for cell, line in zip(cells, lines, strict=True):
@@ -360,18 +381,23 @@ def test_a_printed_command_is_the_cell():
 
 def test_printed_commands_go_through_a_shell(fake):
   cells = _cells(rows=_STRANGE)
-  _plan(cells)
+  gpu = ["env CUDA_VISIBLE_DEVICES"]
+  _plan(cells, real=[gpu], aug=[gpu])
   code, out, stderr, modules = _sweep("--config=x.py", "--print_commands")
   assert (code, stderr) == (0, [])
   assert out.splitlines() == grid.commands(cells)
   assert not modules & {"jax", "tensorflow"}
-  subprocess.run(
-    ["xargs", "-d", "\n", "-n", "1", "-P", "4", "sh", "-c"],
+  one_each = "--process-slot-var=CUDA_VISIBLE_DEVICES"
+  done = subprocess.run(
+    ["xargs", "-d", "\n", "-n", "1", "-P", "4", one_each, "sh", "-c"],
     input=out,
+    capture_output=True,
     text=True,
     check=True,
     env=_environment(PATH=f"{fake.parent}:{os.environ['PATH']}"),
   )
+  gpus = done.stdout.split()
+  assert len(gpus) == len(cells) and {"0"} <= set(gpus) <= set("0123")
   assert _calls() == sorted(cell.command()[1:] for cell in cells)
   # They are finished now.
   code, out, stderr, _ = _sweep("--config=x.py", "--print_commands")
@@ -421,7 +447,7 @@ def test_commands_of_cells_that_are_not_to_be_had_are_printed():
 
 
 def test_one_cell_that_fails_does_not_keep_the_others(monkeypatch, capsys):
-  cells = _cells(grid_text="seed=0,1", methods=["real", "fake"])
+  cells = _cells(axes=["seed=0,1"], methods=["real", "fake"])
   _finish(cells[1], 0.25)
 
   def run(config, folder, *, show_progress):
@@ -435,7 +461,7 @@ def test_one_cell_that_fails_does_not_keep_the_others(monkeypatch, capsys):
     return workdir.results(folder) or _finish(cell)
 
   monkeypatch.setattr(experiment, "run", run)
-  assert grid.run_here(cells) == 2
+  assert jobs.run_here(cells) == 2
   first, second, third, fourth = capsys.readouterr().out.splitlines()
   assert first == "[ 1/4] real, seed=0: failed: the loss became NaN"
   figures = "test accuracy 25.00 (n=1), balanced 25.00 (n=1)"
@@ -443,6 +469,60 @@ def test_one_cell_that_fails_does_not_keep_the_others(monkeypatch, capsys):
   assert third == "[ 3/4] fake, seed=0: failed: seed is odd."
   assert fourth.startswith("[ 4/4] fake, seed=1: test accuracy 50.00 (n=1), ")
   assert fourth.endswith("  in 0s")
+
+
+def test_an_error_that_nobody_foresaw_ends_its_cell_only(monkeypatch, capsys):
+  class Held:
+    pass
+
+  held = []
+
+  def run(config, folder, *, show_progress):
+    if config.method == "real":
+      arrays = Held()
+      arrays.itself = arrays
+      held.append(weakref.ref(arrays))
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory.\nMore.")
+    if config.method == "fake":
+      # The device must not be full of what nobody needs.
+      assert [array() for array in held] == [None]
+      raise ZeroDivisionError
+    (cell,) = [cell for cell in cells if cell.folder == folder]
+    return _finish(cell)
+
+  monkeypatch.setattr(experiment, "run", run)
+  cells = _cells()
+  assert jobs.run_here(cells) == 2
+  first, second, third = capsys.readouterr().out.splitlines()
+  assert first == (
+    "[ 1/3] real: failed: JaxRuntimeError: RESOURCE_EXHAUSTED: memory."
+  )
+  assert second == "[ 2/3] fake: failed: ZeroDivisionError"
+  assert "aug: test accuracy 50.00" in third
+
+
+@pytest.mark.parametrize(
+  "error,several",
+  [
+    (Preempted("Stopped."), False),
+    (OSError(28, "No space left on device"), False),
+    # The other processes may be in the middle of the cell.
+    (RuntimeError("RESOURCE_EXHAUSTED"), True),
+  ],
+)
+def test_some_errors_end_the_sweep(monkeypatch, error, several):
+  called = []
+
+  def run(config, folder, *, show_progress):
+    called.append(config.method)
+    raise error
+
+  monkeypatch.setattr(experiment, "run", run)
+  monkeypatch.setattr(hosts, "are_several", lambda: several)
+  with pytest.raises(type(error)) as raised:
+    jobs.run_here(_cells())
+  assert raised.value is error
+  assert called == ["real"]
 
 
 def test_a_cell_in_use_is_skipped(monkeypatch, capsys):
@@ -456,21 +536,20 @@ def test_a_cell_in_use_is_skipped(monkeypatch, capsys):
     ),
   )
   with filelock.FileLock(cells[0].folder / ".lock"):
-    assert grid.run_here(cells) == 1
+    assert jobs.run_here(cells) == 1
   assert capsys.readouterr().out == (
-    "[ 1/1] real: skipped: runs/x/real is in use by another process\n"
+    "[ 1/1] real: skipped: runs/x/real is in use by another process; wait for "
+    "it, or choose another --workdir.\n"
   )
 
 
 def test_what_is_finished_is_skipped_at_once():
-  cells = _cells(grid_text="data.shots=1,2,3")
+  cells = _cells(axes=["data.shots=1,2,3"])
   for cell in cells:
     _finish(cell)
   grid_flag = "--grid=data.shots=1,2,3"
-  for jobs in ("1", "2"):
-    code, out, stderr, modules = _sweep(
-      "--config=x.py", grid_flag, f"--jobs={jobs}"
-    )
+  for flag in ("--jobs=1", "--jobs=2", "--gpus=0"):
+    code, out, stderr, modules = _sweep("--config=x.py", grid_flag, flag)
     assert (code, stderr) == (0, [])
     lines = [line for line in out.splitlines() if line.startswith("[")]
     assert len(lines) == 9
@@ -487,7 +566,7 @@ def test_jobs_print_a_line_each_and_the_rest_to_their_log(fake_main, capsys):
   cells = _cells()
   _finish(cells[1])
   _plan(cells, real=[["say hello", "group"]])
-  assert grid.run_jobs(cells, 2, 0) == 0
+  assert jobs.run_jobs(cells, 2 * [None]) == 0
   first, *others = capsys.readouterr().out.splitlines()
   figures = "test accuracy 50.00 (n=1), balanced 50.00 (n=1)"
   assert first == f"[ 1/3] fake: {figures}  (finished before)"
@@ -502,10 +581,10 @@ def test_jobs_print_a_line_each_and_the_rest_to_their_log(fake_main, capsys):
 
 
 def test_so_many_run_at_a_time(fake_main):
-  cells = _cells(grid_text="seed=0,1", methods=["real", "fake"])
+  cells = _cells(axes=["seed=0,1"], methods=["real", "fake"])
   # Each waits until there is another.
   _plan(cells, real=[["meet"]], fake=[["meet"]])
-  assert grid.run_jobs(cells, 2, 0) == 0
+  assert jobs.run_jobs(cells, 2 * [None]) == 0
   spans = [
     [float(time) for time in (cell.folder / "log.txt").read_text().split()]
     for cell in cells
@@ -519,10 +598,10 @@ def test_what_was_cut_is_started_again(fake_main, capsys):
   _plan(
     cells,
     real=[["say first", "exit 75"], ["say second", "die 9"], ["say third"]],
-    fake=[["die 9"], ["exit 75"], ["die 15"], ["exit 0"]],
-    aug=[["say error: before", "exit 75"], ["exit 75"], ["exit 75"]],
+    fake=[["die 9"], ["exit 75"], ["die 9"], ["die 15"], ["exit 0"]],
+    aug=[["say error: before", "exit 75"], *3 * [["exit 75"]]],
   )
-  assert grid.run_jobs(cells, 3, 2) == 2
+  assert jobs.run_jobs(cells, 3 * [None]) == 2
   lines = {
     line[7:].split(":")[0]: line
     for line in capsys.readouterr().out.splitlines()
@@ -531,30 +610,76 @@ def test_what_was_cut_is_started_again(fake_main, capsys):
   log = Path("runs/x/real/log.txt").read_text()
   assert log == "first\nsecond\nthird\n"
   assert lines["fake"].endswith(
-    "fake: killed by signal 15, 3 starts; see runs/x/fake/log.txt"
+    "fake: killed by signal 15, 4 starts; see runs/x/fake/log.txt"
   )
-  assert lines["aug"].endswith("aug: stopped, 3 starts; see runs/x/aug/log.txt")
-  assert _called() == 3 * ["aug"] + 3 * ["fake"] + 3 * ["real"]
+  assert lines["aug"].endswith("aug: stopped, 4 starts; see runs/x/aug/log.txt")
+  assert _called() == 4 * ["aug"] + 4 * ["fake"] + 3 * ["real"]
 
 
 def test_what_failed_is_not(fake_main, capsys):
-  cells = _cells()
-  in_use = "say error: runs/x/aug is in use by another process; wait for it."
+  cells = _cells(rows=[{"method": m} for m in ("real", "fake", "aug", "dann")])
   _plan(
     cells,
-    real=[["say error: 1", "say error: seed=-1 is odd.", "say 2", "exit 2"]],
-    fake=[["say Traceback", "exit 1"]],
-    aug=[[in_use, "exit 2"]],
+    real=[["say error: 1", "say error: seed=-1 is odd.", "exit 2"]],
+    fake=[["say Traceback", "say ValueError: no", "exit 1"]],
+    aug=[["say error: runs/x/aug is in use.", "exit 76"]],
+    dann=[["exit 3"]],
   )
   # Of an earlier sweep.
-  Path("runs/x/fake/log.txt").write_text("error: long ago\n")
-  assert grid.run_jobs(cells, 3, 3) == 3
+  Path("runs/x/dann/log.txt").write_text("error: long ago\n")
+  assert jobs.run_jobs(cells, 3 * [None]) == 4
   assert sorted(x[7:] for x in capsys.readouterr().out.splitlines()) == [
-    "aug: skipped: runs/x/aug is in use by another process",
-    "fake: failed: exit code 1; see runs/x/fake/log.txt",
-    "real: failed: seed=-1 is odd.",
+    "aug: skipped: runs/x/aug is in use.",
+    "dann: failed: exit code 3, see runs/x/dann/log.txt",
+    "fake: failed: ValueError: no (exit code 1, see runs/x/fake/log.txt)",
+    "real: failed: seed=-1 is odd. (exit code 2, see runs/x/real/log.txt)",
   ]
-  assert _called() == ["aug", "fake", "real"]
+  assert _called() == ["aug", "dann", "fake", "real"]
+
+
+def test_a_gpu_has_one_job_at_a_time(fake_main):
+  cells = _cells(rows=[{"method": m} for m in ("real", "fake", "aug", "dann")])
+  gpu = "env CUDA_VISIBLE_DEVICES"
+  # The first is through when all have been there, so that the others have one
+  # GPU among them.
+  _plan(
+    cells,
+    real=[[gpu, "hold 4", gpu]],
+    fake=[[gpu, "exit 75"], [gpu, "hold 2"]],
+    aug=[[gpu, "hold 3"]],
+    dann=[[gpu, "hold 4"]],
+  )
+  assert jobs.run_jobs(cells, jobs.slots(None, ["5", "GPU-7"])) == 0
+  seen = [(cell.folder / "log.txt").read_text().split() for cell in cells]
+  assert seen == [["5", "5"], ["GPU-7", "GPU-7"], ["GPU-7"], ["GPU-7"]]
+
+
+@pytest.mark.parametrize("filtering", [None, "tracebackhide"])
+def test_jobs_have_the_environment_of_the_sweep(
+  fake_main, monkeypatch, filtering
+):
+  cells = _cells(methods=["real", "fake"])
+  seen = ["env CUDA_VISIBLE_DEVICES", "env JAX_TRACEBACK_FILTERING"]
+  _plan(cells, real=[seen], fake=[seen])
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+  monkeypatch.delenv("JAX_TRACEBACK_FILTERING", raising=False)
+  if filtering:
+    monkeypatch.setenv("JAX_TRACEBACK_FILTERING", filtering)
+  assert jobs.run_jobs(cells, jobs.slots(2, [])) == 0
+  for cell in cells:
+    log = (cell.folder / "log.txt").read_text().split()
+    # A traceback's last line is to be the error.
+    assert log == ["2,3", filtering or "off"]
+
+
+def test_gpus_say_how_many_run_at_a_time():
+  assert jobs.slots(None, ()) == jobs.slots(1, ()) == []
+  assert jobs.slots(3, ()) == [None, None, None]
+  assert jobs.slots(None, ["0"]) == jobs.slots(1, ["0"]) == ["0"]
+  assert jobs.slots(2, ["0", "3"]) == ["0", "3"]
+  for number, gpus in ((1, ["0", "1"]), (3, ["0", "1"]), (None, ["0", ""])):
+    with pytest.raises(UserError, match=f"--gpus={','.join(gpus)} wants"):
+      jobs.slots(number, gpus)
 
 
 def test_a_workdir_of_another_config_starts_no_job(fake_main, capsys):
@@ -562,7 +687,7 @@ def test_a_workdir_of_another_config_starts_no_job(fake_main, capsys):
   _plan(cells)
   (cells[0].folder / "checkpoints").mkdir()
   (cells[0].folder / "config.json").write_text('{"seed": 1}')
-  assert grid.run_jobs(cells, 2, 0) == 1
+  assert jobs.run_jobs(cells, 2 * [None]) == 1
   first, second = capsys.readouterr().out.splitlines()
   assert "real: failed: runs/x/real belongs to another config: " in first
   assert "fake: test accuracy" in second
@@ -573,17 +698,17 @@ def test_a_workdir_of_another_config_starts_no_job(fake_main, capsys):
   "number,code,said",
   [
     (15, 75, "Stopped by SIGTERM. The same"),
+    (1, 75, "Stopped by SIGHUP. The same"),
     (2, 130, "interrupted; the same command"),
   ],
 )
 def test_signals_are_passed_on(fake, number, code, said):
   # One of two tells the sweep, as soon as both of them are there.
   _plan(_cells(), real=[["wait"]], fake=[[f"tell {number}"]])
-  arguments = ("--config=x.py", "--jobs=2", "--restarts=3")
-  got, out, stderr, _ = _sweep(*arguments, executable=fake)
+  got, out, stderr, _ = _sweep("--config=x.py", "--jobs=2", executable=fake)
   assert got == code
   assert [said in line for line in stderr] == [True]
-  word = {15: "stopped", 2: "interrupted"}[number]
+  word = "interrupted" if number == 2 else "stopped"
   # Neither is started again, and the third not at all.
   assert sorted(line[7:] for line in out.splitlines()) == [
     f"fake: {word}; see runs/x/fake/log.txt",
@@ -592,16 +717,51 @@ def test_signals_are_passed_on(fake, number, code, said):
   assert _called() == ["fake", "real"]
   for name in ("real", "fake"):
     log = Path(f"runs/x/{name}/log.txt").read_text()
-    assert log == {15: "TERM\n", 2: "INT\n"}[number]
+    # Trainings know nothing of SIGHUP.
+    assert log == ("INT\n" if number == 2 else "TERM\n")
+
+
+def test_a_hangup_that_is_ignored_stays_so(fake):
+  _plan(_cells(), real=[["signal 1", "hold 2"]], fake=[["hold 2"]])
+  code, out, stderr, _ = _sweep(
+    "--config=x.py", "--jobs=2", executable=fake, hangup="SIG_IGN"
+  )
+  assert (code, stderr) == (0, [])
+  assert sum(line.startswith("[") for line in out.splitlines()) == 3
+
+
+def test_a_terminal_that_is_gone_lets_jobs_save_once(fake):
+  _plan(_cells(), real=[["wait"]], fake=[["tell 0"]])
+  its_terminal = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+  program = _SWEEP.format(executable=str(fake), hangup="SIG_DFL")
+  ours, its = pty.openpty()
+  sweep = subprocess.Popen(
+    [sys.executable, "-c", its_terminal + program, "--config=x.py", "--jobs=2"],
+    env=_environment(),
+    stdin=its,
+    stdout=its,
+    stderr=subprocess.DEVNULL,
+    start_new_session=True,
+  )
+  os.close(its)
+  logs = [Path(f"runs/x/{name}/log.txt") for name in ("real", "fake")]
+  while not all((log.parent / "there").exists() for log in logs):
+    assert sweep.poll() is None
+    time.sleep(0.01)
+  time.sleep(0.1)
+  os.close(ours)
+  sweep.wait(20)
+  # One of them is slower to save, and nobody hears of the other.
+  assert [log.read_text() for log in logs] == ["TERM\n", "TERM\n"]
 
 
 def test_several_hosts_run_cells_in_turn():
   _write()
-  for flag in ("--jobs=2", "--print_commands"):
+  for flag in ("--jobs=2", "--gpus=0", "--print_commands"):
     code, out, stderr, _ = _sweep("--config=x.py", "--multihost", flag)
     assert (code, out) == (2, "")
     assert stderr == [
-      "error: --multihost wants neither --jobs nor --print_commands."
+      "error: --multihost wants no --jobs, --gpus, --print_commands."
     ]
 
 

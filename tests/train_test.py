@@ -231,6 +231,7 @@ def test_a_remote_workdir(uninterrupted, tmp_path):
     run(tiny.config(), "bucket://runs/it", hooks=[stop])
   (tmp_path / "bucket/runs/it/.results.json.1.partial").touch()
   results = run(tiny.config(), "bucket://runs/it")
+  assert not list((tmp_path / "bucket/runs/it").glob(".*"))
   assert without_times(results) == without_times(uninterrupted[0])
   assert_equal(trained(tiny.config(), "bucket://runs/it"), uninterrupted[1])
   assert run(tiny.config(), "bucket://runs/it") == results

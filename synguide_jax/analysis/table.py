@@ -21,7 +21,10 @@ from synguide_jax.data import sources
 REFERENCES = ("aug", "balanced")
 
 # Fields by which rows of one table may differ and still not be told apart.
-_SILENT = ("num_runs", "first_run", "eval_batch_size", "checkpoint_every")
+_SILENT = (
+  *("num_runs", "first_run", "eval_batch_size", "checkpoint_every"),
+  *("runs_mode", "mesh.runs", "mesh.split"),
+)
 # Of the section data; images are the same in memory and streamed.
 _FEED = ("feed", "resident_share", "num_workers")
 # What rows of one table may do differently with the same images.

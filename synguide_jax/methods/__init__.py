@@ -78,10 +78,10 @@ def _check_microbatches(config: Any) -> None:
       f"microbatches={parts}: method {config.method!r} sees a batch as a "
       f"whole; set it to 1. Known in parts: {', '.join(_IN_PARTS)}."
     )
-  if config.method == "dann" and config.dann.reduction == "sum":
+  if needs_pretrained(config) and config.guidance.reduction == "sum":
     raise UserError(
-      f"microbatches={parts}: dann.reduction='sum' is of a whole batch; set it "
-      "to 'mean'."
+      f"microbatches={parts}: guidance.reduction='sum' would be of the pairs "
+      "within a part, which are fewer; choose a mean."
     )
 
 

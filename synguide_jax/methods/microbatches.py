@@ -3,8 +3,8 @@ r"""Gradients of a batch in parts, one after the other.
 The mean of the parts' gradients is the gradient of the batch wherever a loss is
 a mean over images: all trees that Real Guidance compares are averaged before it
 projects. What sees more than one image sees those of a part: batch
-normalisation (its running statistics are updated by every part), the pairs of
-Pretrained Guidance, and DANN's sum over domains, which is refused.
+normalisation, whose running statistics are updated by every part, and
+Pretrained Guidance, of whose pairs those of different parts are left out.
 """
 
 from collections.abc import Callable, Mapping
