@@ -194,6 +194,7 @@ def test_every_smoke_config_trains(files):
     assert Path(f"work/{number}/checkpoints").is_dir()
 
 
+@pytest.mark.slow
 def test_sweep_table_and_export():
   # As cheap as it gets, but for the method: 2 steps, no generated images.
   overrides = [

@@ -63,12 +63,13 @@ def test_all_is_deleted_when_interrupted(
 
 def _start(fakes, script, variables):
   kind = ["tpu"] if script == "gke.sh" else []
-  # A shell started in the background would ignore Ctrl-C.
   return subprocess.Popen(
     ["bash", str(LAUNCH / script), *kind, *MAIN, BUCKET],
     env={**fakes.environment, **variables},
     stderr=subprocess.DEVNULL,
     start_new_session=True,
+    # Ignored where the tests run in the background, and then for good.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
 
 

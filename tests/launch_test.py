@@ -289,6 +289,8 @@ while :; do sleep 0.05; done"""
     stderr=subprocess.PIPE,
     text=True,
     start_new_session=True,
+    # Ignored where the tests run in the background, and then for good.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   until(lambda: len(list(fakes.folder.glob("*.ready"))) == 2)
   os.killpg(process.pid, number)

@@ -70,7 +70,10 @@ def uninterrupted(tmp_path_factory):
   return run(tiny.config(), workdir), trained(tiny.config(), workdir)
 
 
-@pytest.mark.parametrize("step,feed", [(1, "resident"), (5, "stream")])
+@pytest.mark.parametrize(
+  "step,feed",
+  [(1, "resident"), pytest.param(5, "stream", marks=pytest.mark.slow)],
+)
 def test_killed_and_resumed_equals_uninterrupted(
   uninterrupted, tmp_path, pytestconfig, step, feed
 ):
@@ -155,7 +158,9 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
     run(tiny.config(), tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["vmap", "map"])
+@pytest.mark.parametrize(
+  "mode", ["map", pytest.param("vmap", marks=pytest.mark.slow)]
+)
 def test_a_run_is_the_same_alone_and_in_company(tmp_path, mode):
   together = tiny.config(runs_mode=mode, select="last")
   alone = tiny.config(runs_mode=mode, select="last", num_runs=1, first_run=1)
@@ -367,6 +372,7 @@ class TwoStages:
 
 
 # Every method is stopped inside both stages in methods/training_test.py.
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [4, 8])
 def test_two_stages_resume_inside_and_between(stop_at, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "two_stages", TwoStages)
