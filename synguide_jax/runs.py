@@ -21,12 +21,12 @@ _SMALL = 128 * 64 * 64
 def choose_mode(wanted: str, platform: str, pixels: int) -> str:
   """Returns "vmap" or "map"; for "auto", by a rule.
 
-  The rule: on a CPU "map", where side by side is no faster and takes longer to
-  compile (BENCHMARKS.md). On others "vmap", unless a run by itself gives a
-  device enough to do, more than 128 images of 64 px at a time: then "map",
-  which needs the memory of one run's activations. On one device the number of
-  runs has no part in it, so that a run trains in the same mode alone and in
-  company.
+  The rule: on a CPU "map"; neither is faster throughout there (BENCHMARKS.md),
+  and in turn a run is the same in company bit for bit. On others "vmap", unless
+  a run by itself gives a device enough to do, more than 128 images of 64 px at
+  a time: then "map", which needs the memory of one run's activations. On one
+  device the number of runs has no part in it, so that a run trains in the same
+  mode alone and in company.
 
   Args:
     wanted: ``config.runs_mode``.
