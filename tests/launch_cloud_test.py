@@ -14,6 +14,7 @@ from tests.launch_fakes import (
   Fakes,
   GCE_MIG,
   GKE,
+  HEEDING_CTRL_C,
   LAUNCH,
   MAIN,
   PREPARE,
@@ -64,12 +65,10 @@ def test_all_is_deleted_when_interrupted(
 def _start(fakes, script, variables):
   kind = ["tpu"] if script == "gke.sh" else []
   return subprocess.Popen(
-    ["bash", str(LAUNCH / script), *kind, *MAIN, BUCKET],
+    [*HEEDING_CTRL_C, "bash", str(LAUNCH / script), *kind, *MAIN, BUCKET],
     env={**fakes.environment, **variables},
     stderr=subprocess.DEVNULL,
     start_new_session=True,
-    # Ignored where the tests run in the background, and then for good.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
 
 

@@ -5,9 +5,18 @@ from pathlib import Path
 import re
 import shlex
 import subprocess
+import sys
 import time
 
 ROOT = Path(__file__).resolve().parent.parent
+# Bash cannot trap what was ignored when it began, as Ctrl-C is where the tests
+# run in the background.
+HEEDING_CTRL_C = (
+  sys.executable,
+  "-c",
+  "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+  "os.execvp(sys.argv[1], sys.argv[1:])",
+)
 LAUNCH = ROOT / "launch"
 # Two shells and a YAML parser must leave this alone.
 ODD = '--config.name=it\'s "$HOME" $(NAME) \\n a  b'

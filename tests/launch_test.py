@@ -22,6 +22,7 @@ from tests.launch_fakes import (
   Fakes,
   GCE_MIG,
   GKE,
+  HEEDING_CTRL_C,
   LAUNCH,
   MAIN,
   ROOT,
@@ -282,15 +283,13 @@ touch "$JAX_PROCESS_ID.ready"
 while :; do sleep 0.05; done"""
   fakes.script("python", body)
   process = subprocess.Popen(
-    ["bash", str(LAUNCH / LOCAL), "main"],
+    [*HEEDING_CTRL_C, "bash", str(LAUNCH / LOCAL), "main"],
     env={**fakes.environment, "PROCESSES": "2", "RESTARTS": "3"},
     cwd=fakes.folder,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     start_new_session=True,
-    # Ignored where the tests run in the background, and then for good.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   until(lambda: len(list(fakes.folder.glob("*.ready"))) == 2)
   os.killpg(process.pid, number)
