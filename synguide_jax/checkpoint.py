@@ -8,7 +8,6 @@ import json
 import logging as python_logging
 import os
 from pathlib import Path
-import traceback
 from typing import Any
 
 from absl import logging
@@ -50,7 +49,7 @@ class Checkpointer:
       ),
     )
     for logger in ("absl", "asyncio"):
-      python_logging.getLogger(logger).addFilter(_is_not_raised)
+      python_logging.getLogger(logger).addFilter(_is_no_full_disk)
     self._folder = folder.resolve()
     with self._disk_full():
       self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -181,10 +180,9 @@ class Checkpointer:
     try:
       yield
     except Exception as error:
-      for number in (errno.ENOSPC, errno.EDQUOT):
-        if os.strerror(number) in str(error):
-          folder = os.fspath(self._folder)
-          raise OSError(number, os.strerror(number), folder) from error
+      if number := _full_disk(error):
+        folder = os.fspath(self._folder)
+        raise OSError(number, os.strerror(number), folder) from error
       raise
 
   def __enter__(self) -> "Checkpointer":
@@ -208,12 +206,17 @@ def _checksums(folder: Path) -> dict[str, str]:
   return sums
 
 
-def _is_not_raised(record: python_logging.LogRecord) -> bool:
-  """A filter for logs: Orbax adds pages of tracebacks to errors it raises."""
-  if record.levelno < python_logging.ERROR or not record.exc_info:
-    return True
-  frames = traceback.extract_tb(record.exc_info[2])
-  return not any("orbax" in frame.filename for frame in frames)
+def _is_no_full_disk(record: python_logging.LogRecord) -> bool:
+  """A filter for logs: Orbax raises that, and logs pages of tracebacks too."""
+  return not (record.exc_info and _full_disk(record.exc_info[1]))
+
+
+def _full_disk(error: BaseException | None) -> int | None:
+  """The errno of a full disk or quota, of which Orbax keeps only the text."""
+  for number in (errno.ENOSPC, errno.EDQUOT):
+    if os.strerror(number) in str(error):
+      return number
+  return None
 
 
 def _report(step: int, error: Exception) -> int:

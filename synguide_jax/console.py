@@ -1,17 +1,23 @@
 """What a command shows: a few plain lines, and no library's log among them."""
 
 from collections.abc import Callable, Mapping, Sequence
-import errno
 import logging as python_logging
 import os
 import re
 import sys
+import traceback
 from typing import Any
 
 from absl import app, flags, logging
 
 from synguide_jax import hosts
-from synguide_jax.errors import DivergedError, InUse, Preempted, UserError
+from synguide_jax.errors import (
+  DivergedError,
+  InUse,
+  is_disk_full,
+  Preempted,
+  UserError,
+)
 
 # The exit code after SIGTERM or a preemption: start the same command again.
 PREEMPTED = os.EX_TEMPFAIL
@@ -62,13 +68,23 @@ def run(main: Callable[[], int | None]) -> None:
     print(f"{error} The same command continues.", file=sys.stderr)
     sys.exit(PREEMPTED)
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
+    if not is_disk_full(error):
+      _unexpected(error)
     print(f"error: the disk is full: {error}", file=sys.stderr)
     _exit(1)
   except KeyboardInterrupt:
     print("interrupted; the same command continues", file=sys.stderr)
     sys.exit(130)
+  except Exception as error:
+    _unexpected(error)
+
+
+def _unexpected(error: Exception) -> None:
+  """Raises, or of several processes leaves, which raising alone would not."""
+  if not hosts.are_several():
+    raise error
+  traceback.print_exception(error)
+  _exit(1)
 
 
 def _exit(code: int) -> None:

@@ -1,6 +1,7 @@
 """What commands print as one line, without a traceback."""
 
 from collections.abc import Iterable, Mapping
+import errno
 from typing import Any
 
 
@@ -24,6 +25,11 @@ class Preempted(Exception):
 
   The same call continues.
   """
+
+
+def is_disk_full(error: BaseException) -> bool:
+  """Whether an error is that of a full disk, or of a quota that is."""
+  return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_known(field: str, value: Any, known: Iterable[Any]) -> None:

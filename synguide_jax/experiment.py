@@ -36,9 +36,8 @@ def run(
     The contents of results.json.
   """
   workdir_lib.claim(workdir, config)
-  finished = workdir_lib.results(workdir)
-  if hosts.first_says(finished is not None):
-    return finished or workdir_lib.results(workdir)
+  if (finished := workdir_lib.finished(workdir)) is not None:
+    return finished
   from synguide_jax import inputs, methods
 
   methods.check_name(config.method)

@@ -68,13 +68,13 @@ def create(
       f"data.num_workers={data.num_workers} must be a number of processes, or "
       "-1."
     )
-  # The devices of a CPU share its memory.
-  device, copies = mesh.local_devices[0], 1
-  if device.platform == "cpu":
-    copies = mesh.size // jax.process_count()
   resident = data.feed == "resident"
   if data.feed == "auto":
-    # Devices of a topology that is not there could not say.
+    # Others', and those of a topology that is not there, could not say.
+    device, copies = mesh.local_devices[0], 1
+    if device.platform == "cpu":
+      # The devices of a CPU share its memory.
+      copies = mesh.size // jax.process_count()
     resident = copies * pixels.nbytes <= data.resident_share * _memory(device)
   if resident:
     return Resident(pixels, mesh)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from typing import Any
 
 from synguide_jax import console, experiment, hosts, workdir
@@ -81,7 +82,10 @@ def run_here(cells: Sequence[Cell]) -> int:
       if hosts.are_several():
         raise
       what = f"{type(error).__name__}: {error}".partition("\n")[0]
-      progress.left(cell, f"failed: {what.removesuffix(': ')}")
+      log = cell.folder / "log.txt"
+      log.parent.mkdir(parents=True, exist_ok=True)
+      log.write_text(traceback.format_exc())
+      progress.left(cell, f"failed: {what.removesuffix(': ')} (see {log})")
     # What a failed cell held on the device may be in cycles.
     gc.collect()
   return progress.unfinished

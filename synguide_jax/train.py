@@ -29,6 +29,7 @@ from synguide_jax.errors import (
   check_known,
   DivergedError,
   InUse,
+  is_disk_full,
   Preempted,
   UserError,
 )
@@ -94,9 +95,8 @@ def train_and_evaluate(
   """
   workdir = epath.Path(workdir)
   workdir_lib.claim(workdir, config)
-  finished = workdir_lib.results(workdir)
-  if hosts.first_says(finished is not None):
-    return finished or workdir_lib.results(workdir)
+  if (finished := workdir_lib.finished(workdir)) is not None:
+    return finished
   started = time.monotonic()
   with _alone(workdir):
     config = workdir_lib.settled(workdir, config)
@@ -385,10 +385,12 @@ def _locked(workdir: epath.Path) -> contextlib.AbstractContextManager:
       f"{workdir} is in use by another process; wait for it, or choose another "
       "--workdir."
     ) from error
-  except (OSError, NotImplementedError) as error:
+  except OSError as error:
+    if is_disk_full(error):
+      raise
     raise UserError(
-      f"Cannot write to the workdir {workdir}: {error}. Choose another with "
-      "--workdir."
+      f"Cannot write to the workdir {workdir}: {error.strerror}. Choose "
+      "another with --workdir."
     ) from error
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from synguide_jax import hosts
 from synguide_jax.cache import fingerprint, write_whole
-from synguide_jax.errors import UserError
+from synguide_jax.errors import is_disk_full, UserError
 
 ROOT = epath.Path("runs")
 
@@ -142,6 +142,8 @@ def _claim(workdir: epath.Path, config: Any) -> None:
       workdir.mkdir(parents=True, exist_ok=True)
       write_json(path, wanted)
     except OSError as error:
+      if is_disk_full(error):
+        raise
       raise UserError(
         f"Cannot write to the workdir {workdir}: {error.strerror}. Choose "
         "another with --workdir."
@@ -183,6 +185,14 @@ def config(workdir: epath.Path) -> ConfigDict:
 def results(workdir: epath.Path) -> dict[str, Any] | None:
   """Returns the results of a finished workdir, or None."""
   return _read_json(workdir / "results.json")
+
+
+def finished(workdir: epath.Path) -> dict[str, Any] | None:
+  """Returns the results in all processes, or in none, as the first finds."""
+  found = results(workdir)
+  if not hosts.first_says(found is not None):
+    return None
+  return found or results(workdir)
 
 
 def _read_json(path: epath.Path) -> dict[str, Any] | None:

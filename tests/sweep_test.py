@@ -494,10 +494,13 @@ def test_an_error_that_nobody_foresaw_ends_its_cell_only(monkeypatch, capsys):
   cells = _cells()
   assert jobs.run_here(cells) == 2
   first, second, third = capsys.readouterr().out.splitlines()
+  logs = [cell.folder / "log.txt" for cell in cells[:2]]
   assert first == (
-    "[ 1/3] real: failed: JaxRuntimeError: RESOURCE_EXHAUSTED: memory."
+    "[ 1/3] real: failed: JaxRuntimeError: RESOURCE_EXHAUSTED: memory. "
+    f"(see {logs[0]})"
   )
-  assert second == "[ 2/3] fake: failed: ZeroDivisionError"
+  assert second == f"[ 2/3] fake: failed: ZeroDivisionError (see {logs[1]})"
+  assert "Traceback" in logs[1].read_text()
   assert "aug: test accuracy 50.00" in third
 
 

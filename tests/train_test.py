@@ -443,6 +443,12 @@ def test_a_workdir_in_use_is_refused(tmp_path):
   run(tiny.config(num_steps=1), tmp_path, hooks=[start_another])
 
 
+def test_a_workdir_that_cannot_be_locked_is_refused(tmp_path):
+  (tmp_path / ".lock").mkdir()
+  with pytest.raises(UserError, match=f"Cannot write to .*{tmp_path.name}: Is"):
+    run(tiny.config(num_steps=1), tmp_path)
+
+
 def test_held_out_images_among_the_others_are_reported(tmp_path, caplog):
   # The synthetic images of these tests are all of the real ones.
   run(tiny.config(num_steps=1), tmp_path)
