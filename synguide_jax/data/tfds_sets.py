@@ -6,14 +6,17 @@ import os
 from pathlib import Path
 import re
 from typing import Any
+import urllib.parse
 import warnings
 
+from absl import logging
 from etils import epath
 import filelock
 
 from synguide_jax.cache import cache_dir, fingerprint
 from synguide_jax.data import files, records
 from synguide_jax.errors import UserError
+from synguide_jax.network import is_reachable
 
 
 def find_or_prepare(name: str) -> Path:
@@ -35,7 +38,7 @@ def find_or_prepare(name: str) -> Path:
   if folder := _find(name, theirs) or _find(name, ours):
     return folder
   builder = _builder(name, theirs)
-  if builder.is_prepared():
+  if _is_prepared(builder):
     builder = _builder(name, ours)
   # A set has several spellings, with and without a version, but one folder.
   folder = epath.Path(builder.data_dir)
@@ -46,6 +49,7 @@ def find_or_prepare(name: str) -> Path:
       return found
     if not files.is_remote(str(folder)):  # others may be writing there
       _remove_leftovers(folder)
+    _check_downloads(name, builder, theirs / "downloads")
     import_tensorflow(name)
     try:
       builder.download_and_prepare(
@@ -54,6 +58,35 @@ def find_or_prepare(name: str) -> Path:
     except Exception as e:  # network, checksum, manual download, disk, ...
       raise UserError(f"tfds could not prepare {name!r}: {e}") from e
   return folder
+
+
+def _check_downloads(name: str, builder: Any, downloads: Any) -> None:
+  """Raises UserError if what the set is made of cannot be downloaded.
+
+  tfds itself would notice after some minutes.
+  """
+  servers = {}
+  for url in builder.url_infos or ():
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in ("http", "https"):
+      servers[parts.netloc] = f"{parts.scheme}://{parts.netloc}/"
+  if not servers:
+    return
+  # tfds keeps, and takes, what it has downloaded before; it notes beside each
+  # file where that came from.
+  for folder in (downloads, downloads / builder.name):
+    if any(folder.glob("*.INFO")):
+      return
+  # Some may have been given up: those of older versions of the set.
+  first = list(servers.values())[:3]
+  if not any(map(is_reachable, first)):
+    raise UserError(
+      f"tfds:{name} is not prepared as array_record in {builder.data_dir}, "
+      f"and cannot be downloaded: {', '.join(first)} cannot be reached. Where "
+      "there is a network, run this command, or python -m "
+      f"synguide_jax.prepare --source=tfds:{name}, and copy the folder that "
+      "it makes there to this one."
+    )
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -80,9 +113,19 @@ def _builder(name: str, data_dir: Path) -> Any:
     raise UserError(f"tfds cannot load {name!r}: {e}") from e
 
 
+def _is_prepared(builder: Any) -> bool:
+  # It warns of the folder of a set that is not there yet.
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    return builder.is_prepared()
+  finally:
+    logging.set_verbosity(before)
+
+
 def _find(name: str, data_dir: Path) -> Path | None:
   builder = _builder(name, data_dir)
-  if builder.is_prepared() and records.is_array_record(builder):
+  if _is_prepared(builder) and records.is_array_record(builder):
     return epath.Path(builder.data_dir)
   return None
 

@@ -2,8 +2,9 @@
 
 A spec is one of
 
-* ``hf:<repository>[@revision]``: a model of the Hugging Face hub, through its
-  cache; with HF_HUB_OFFLINE=1 the cache alone.
+* ``hf:<repository>[@revision]``: a model of the Hugging Face hub, out of its
+  cache as it is there, or downloaded; with HF_HUB_OFFLINE=1 the cache alone.
+  A newer copy of a cached branch is got with `hf download <repository>`.
 * a folder as the hub has them: config.json and model.safetensors (or
   pytorch_model.bin), of transformers, timm or `save_pretrained`; with
   preprocessor_config.json, from transformers.
@@ -27,7 +28,7 @@ import safetensors.numpy
 
 from synguide_jax import models
 from synguide_jax.errors import UserError
-from synguide_jax.models import hub, processors
+from synguide_jax.models import hub, hub_files, processors
 from synguide_jax.models.base import Model, Preprocessing, Variables
 from synguide_jax.models.namings import (
   few,
@@ -123,7 +124,7 @@ def load_pretrained(
   """
   spec = str(spec)
   if spec.startswith("hf:"):
-    path = _download(spec)
+    path = hub_files.fetch(spec)
   else:
     path = Path(spec).expanduser()
   if path.name == _SAFETENSORS and (path.parent / "config.json").is_file():
@@ -139,37 +140,6 @@ def load_pretrained(
     preprocessing = dataclasses.replace(preprocessing, size=image_size)
   model = with_options(found.model, dtype=dtype, preprocessing=preprocessing)
   return dataclasses.replace(found, model=model)
-
-
-def _download(spec: str) -> Path:
-  # Not needed for local checkpoints, and slow to import.
-  import huggingface_hub
-
-  repository, _, revision = spec.removeprefix("hf:").partition("@")
-
-  def download(*patterns):
-    return Path(
-      huggingface_hub.snapshot_download(
-        repository,
-        revision=revision or None,
-        allow_patterns=["config.json", "preprocessor_config.json", *patterns],
-      )
-    )
-
-  try:
-    folder = download(_SAFETENSORS)
-    if not (folder / _SAFETENSORS).is_file():
-      folder = download("pytorch_model.bin")
-    return folder
-  except Exception as error:
-    # No such repository or revision, no access, no network and nothing in the
-    # cache, a garbled name: it has an exception for each, of several libraries.
-    reason = " ".join(str(error).split())
-    raise UserError(
-      f"{spec} can be had neither from the Hugging Face hub nor from its "
-      f"cache: {reason} Download it on a machine that has access (hf download "
-      f"{repository}) and copy the cache, or name a local folder."
-    ) from error
 
 
 def _load_folder(folder: Path) -> Pretrained:

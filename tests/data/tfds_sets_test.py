@@ -194,3 +194,35 @@ def test_tfds_sets_that_cannot_be_used(tmp_path, monkeypatch, generated_set):
     sources.open_set("tfds:cifar01")
   with pytest.raises(UserError, match="cannot load 'synguide_tiny:9.9.9'"):
     sources.open_set("tfds:synguide_tiny:9.9.9")
+
+
+def test_without_network_it_is_known_at_once(tfds_data_dir, monkeypatch):
+  asked = []
+  monkeypatch.setattr(tfds_sets, "is_reachable", asked.append)
+  with pytest.raises(
+    UserError,
+    match=f"tfds:cifar10 is not .* in {tfds_data_dir}/cifar10/3.0.2, .*toronto."
+    "*cannot be reached.*prepare --source=tfds:cifar10",
+  ):
+    tfds_sets.find_or_prepare("cifar10")
+  assert asked == ["https://www.cs.toronto.edu/"]
+  assert not tfds_data_dir.exists()
+
+
+def test_what_was_downloaded_before_needs_no_network(
+  tfds_data_dir, monkeypatch
+):
+  archive = tfds_data_dir / "downloads" / "cifar10" / "cifar-10.tar.gz"
+  pictures.write(archive.parent, {f"{archive.name}.INFO": b"{}"})
+  asked = []
+  monkeypatch.setattr(tfds_sets, "is_reachable", asked.append)
+
+  def prepare(self, **how):
+    raise OSError(f"into {how['download_dir']}")
+
+  import tensorflow_datasets as tfds
+
+  monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", prepare)
+  with pytest.raises(UserError, match="could not prepare.*/tfds/downloads"):
+    tfds_sets.find_or_prepare("cifar10")
+  assert not asked

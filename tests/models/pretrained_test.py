@@ -18,7 +18,7 @@ from benchmarks import linear_probe
 from synguide_jax import models
 from synguide_jax.errors import UserError
 from synguide_jax.models import export, namings, pretrained
-from tests import shared
+from tests import hub_layout, shared
 
 KEY = jax.random.key(0)
 
@@ -116,17 +116,8 @@ def test_a_repository_is_read_from_the_hubs_cache(
   cache = tmp_path / "hub"
   monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
   monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-  repository = cache / "models--someone--net"
-  commit = "0123456789abcdef0123456789abcdef01234567"
-  (repository / "refs").mkdir(parents=True)
-  (repository / "refs" / "main").write_text(commit)
-  (repository / "blobs").mkdir()
-  snapshot = repository / "snapshots" / commit
-  snapshot.mkdir(parents=True)
-  for number, file in enumerate(sorted(folder.iterdir())):
-    blob = repository / "blobs" / f"{number:040x}"
-    shutil.copy(file, blob)
-    (snapshot / file.name).symlink_to(blob)
+  contents = {file.name: file.read_bytes() for file in folder.iterdir()}
+  hub_layout.store(cache, "someone/net", contents)
   loaded = pretrained.load_pretrained("hf:someone/net")
   expected = pretrained.load_pretrained(folder)
   assert loaded.model == expected.model
