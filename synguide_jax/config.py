@@ -11,7 +11,7 @@ changes. Fields that hold a *spec* name data or weights:
              <.safetensors or .pth file> | train:<config file>[:arg]
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import difflib
 import importlib.util
 from pathlib import Path
@@ -19,7 +19,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from synguide_jax import method_config, workdir
+from synguide_jax import generator_config, method_config, workdir
 from synguide_jax.errors import UserError
 
 
@@ -201,6 +201,21 @@ def classifier_defaults() -> ConfigDict:
   return config
 
 
+def generator_defaults() -> ConfigDict:
+  """Returns `training_defaults` and what diffusion models need besides.
+
+  The network, config.model, is the config's own.
+  """
+  # There is no accuracy to select by.
+  training = {"method": "diffusion", "num_runs": 1, "select": "last"}
+  config = override(training_defaults(), training)
+  # Largest decay a step of the parameters' moving average.
+  config.ema = 0.999
+  for name, section in generator_config.sections().items():
+    config[name] = section
+  return config
+
+
 # What a smoke variant changes, by field.
 _SMOKE = {
   "num_runs": 1,
@@ -226,6 +241,36 @@ _SMOKE = {
 }
 
 
+# What a generator's smoke variant changes, by field.
+_GENERATOR_SMOKE = {
+  "data.real": "digits",
+  "data.classes": ("0", "1"),
+  "data.validation": 8,
+  "data.test": 8,
+  "data.groups": "",
+  "data.shots": -1,
+  "num_steps": 2,
+  "batch_size": 8,
+  "eval_every": 2,
+  "checkpoint_every": 2,
+  "sample.per_class": 20,
+  "sample.num_steps": 2,
+  "model.width": 8,
+  "model.blocks": 1,
+}
+_UNET_SMOKE = {"model.multipliers": (1, 1), "model.attention": ()}
+
+
+def generator_smoke(config: ConfigDict) -> ConfigDict:
+  """Returns a diffusion model's config cut down to a test of two steps.
+
+  Digits stand in for the images, whose side stays; the network is a tiny one
+  of its kind.
+  """
+  of_network = _UNET_SMOKE if config.model.name == "unet" else {}
+  return override(config, _GENERATOR_SMOKE | of_network)
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
   """Returns a classifier's config cut down to a test of two steps.
 
@@ -244,6 +289,14 @@ def check_arg(arg: str | None, known: Iterable[str], default: str) -> str:
   if arg and arg not in known:
     raise UserError(f"Unknown argument {arg!r}; known: {', '.join(known)}.")
   return arg or default
+
+
+def choose_by_platform(args: Mapping[str, str], otherwise: str) -> str:
+  """Returns the argument for JAX's platform here: "cpu", "gpu" or "tpu"."""
+  # Other configs are loaded without it.
+  import jax
+
+  return args.get(jax.default_backend(), otherwise)
 
 
 def find(spec: str) -> tuple[Path, str | None]:

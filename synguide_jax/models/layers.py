@@ -199,6 +199,7 @@ class Conv(nn.Module):
       ``kernel_size // 2`` on each.
     groups: Groups of channels; see :func:`conv2d`.
     use_bias: Whether to add a bias.
+    kernel_init: Initialiser of the kernel ``[kh, kw, C / groups, features]``.
     dtype: Type to compute in; parameters are float32.
   """
 
@@ -208,6 +209,7 @@ class Conv(nn.Module):
   padding: Padding | str | None = None
   groups: int = 1
   use_bias: bool = False
+  kernel_init: nn.initializers.Initializer = kaiming_normal_fan_out
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -226,7 +228,7 @@ class Conv(nn.Module):
       )
     kernel = self.param(
       "kernel",
-      kaiming_normal_fan_out,
+      self.kernel_init,
       (k, k, images.shape[-1] // self.groups, self.features),
     )
     output = conv2d(
