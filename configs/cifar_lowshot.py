@@ -1,9 +1,14 @@
 """Ten real CIFAR-10 images a class and 45,000 synthetic ones: Table 4.
 
-Setting 1 of the paper's low-shot experiments, columns "CIFAR-10 (10-shots)".
-Name your own synthetic images; there is no public set of them:
+Setting 1 of the paper's low-shot experiments, columns "CIFAR-10 (10-shots)":
 
-  python -m synguide_jax.main --config=configs/cifar_lowshot.py \
+  python -m synguide_jax.main --config=configs/cifar_lowshot.py
+
+CIFAR-10 comes through tfds, the weights from the Hugging Face hub, and the
+synthetic images from a diffusion model that is trained first; how long that
+takes is said before. On a CPU it is a tiny one, which generators/cifar10.py
+calls so. The paper's generators were others; name your own images:
+
       --config.data.synthetic=folder:<path>
 
 Images are stored and cropped at 32 px; both networks see them resized to 224
@@ -12,8 +17,8 @@ px. The paper's other size is 100 shots, --config.data.shots=100.
 `cifar_lowshot.py:small` trains kuangliu's ResNet-18 at 32 px from scratch
 instead; --config.pretrained.image_size=96 leaves M_p a fifth of the pixels.
 
-The weights come from the Hugging Face hub. Without network, take any checkpoint
-folder that transformers or timm left, or a file of torchvision's:
+Without network, take any checkpoint folder that transformers or timm left, or a
+file of torchvision's:
 
       --config.pretrained.weights=<path> --config.model.init=<path>
 
@@ -34,6 +39,8 @@ def get_config(arg=None):
   """Returns the config; ``arg`` is one of ``ARGS``, "full" by default."""
   arg = config_lib.check_arg(arg, ARGS, default="full")
   config = paper.with_cifar10(paper.low_shot())
+  # A generator trained on the 45,000 training images.
+  config.data.synthetic = "generate:configs/generators/cifar10.py:auto"
   # 100 real images, drawn anew for every run.
   config.data.shots = 10
 

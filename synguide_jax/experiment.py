@@ -200,6 +200,29 @@ def load_classifier(
   return Pretrained(program.method.model, variables, program.info.image_shape)
 
 
+def open_classifier(spec: str) -> Any:
+  """Opens a classifier: of a finished workdir the run best on validation.
+
+  Args:
+    spec: The workdir, or weights that name their classes: a path, or
+      ``hf:<repository>``.
+
+  Returns:
+    A :class:`synguide_jax.synthesis.classifier.Classifier`.
+
+  Raises:
+    UserError: there is no such classifier.
+  """
+  from synguide_jax.synthesis import classifier
+
+  folder = epath.Path(spec).expanduser()
+  if (results := workdir_lib.results(folder)) is None:
+    return classifier.from_weights(spec)
+  run = best_run(results)
+  network = load_classifier(folder, results, run)
+  return classifier.from_workdir(folder, results, run, network)
+
+
 def _evaluated(results: Mapping[str, Any]) -> str | None:
   """The held-out set whose figures count, if there is one."""
   return next((n for n in ("test", "validation") if n in results), None)

@@ -1,9 +1,10 @@
 """Makes the images and weights that a config's specs ask for.
 
   generate:<config file>[:arg]  images of a generator trained on the spot
+  diffusers:<repository>        images of a pipeline of the hub
   train:<config file>[:arg]     weights of a classifier trained on the spot
 
-Both are kept in the cache folder, apart by config and by version.
+All are kept in the cache folder, apart by config and by version.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +14,6 @@ import time
 from typing import Any
 
 import filelock
-import numpy as np
 
 from synguide_jax import __version__, cache, hosts, methods
 from synguide_jax import config as config_lib
@@ -22,7 +22,10 @@ from synguide_jax.console import duration, say
 from synguide_jax.data import sources
 from synguide_jax.errors import UserError
 
-GENERATE, TRAIN = "generate:", "train:"
+GENERATE, DIFFUSERS, TRAIN = "generate:", "diffusers:", "train:"
+
+# Methods of configs that make images.
+GENERATORS = ("diffusion", "diffusers")
 
 # What a generator takes over from the experiment that asks for its images, so
 # that it sees the pool that shots are drawn from, and no image held out.
@@ -30,10 +33,6 @@ _SHARED_DATA_FIELDS = (
   "real",
   "classes",
   "duplicates",
-  "image_size",
-  "store_size",
-  "channels",
-  "convert_channels",
   "skip_damaged",
   "validation",
   "test",
@@ -48,6 +47,12 @@ TrainFn = Callable[[Any, Path, Mapping[str, str]], Any]
 
 def needed(config: Any) -> list[tuple[str, str, str]]:
   """Returns (section, field, spec) of what stands for something to be made."""
+  made = (GENERATE, DIFFUSERS, TRAIN)
+  return [found for found in _used(config) if found[2].startswith(made)]
+
+
+def _used(config: Any) -> list[tuple[str, str, str]]:
+  """Returns (section, field, spec) of the synthetic sets and weights in use."""
   specs = []
   for section, field in workdir_lib.SPEC_FIELDS:
     value = config.get(section, {}).get(field, "")
@@ -55,9 +60,7 @@ def needed(config: Any) -> list[tuple[str, str, str]]:
       continue
     if section == "model" and not methods.uses_model(config):
       continue
-    for spec, _ in sources.parse_weights(value):
-      if spec.startswith((GENERATE, TRAIN)):
-        specs.append((section, field, spec))
+    specs += [(section, field, s) for s, _ in sources.parse_weights(value)]
   return specs
 
 
@@ -71,16 +74,24 @@ def check(config: Any) -> None:
     config: The experiment's config.
 
   Raises:
-    UserError: if it cannot be trained.
+    UserError: if it cannot be trained; of sets and weights that have to be
+      downloaded and cannot be, it names all.
   """
+  # They make what they need by this module.
+  from synguide_jax import generators
+
   stand_in, instead = config.copy_and_resolve_references(), {}
   for section, field, spec in needed(config):
-    made_by = config_lib.load(spec.partition(":")[2])
-    is_generator = made_by.method == "diffusion"
+    if section == "data" and not spec.startswith(TRAIN):
+      _, made_by = generator(spec, config.data)
+    else:
+      made_by = config_lib.load(spec.partition(":")[2])
+    is_generator = made_by.method in GENERATORS
     if is_generator != (section == "data"):
       raise UserError(
         f"{section}.{field}={spec!r}: the config has method "
-        f"{made_by.method!r}; generate: wants 'diffusion', train: a classifier."
+        f"{made_by.method!r}; generate: wants {' or '.join(GENERATORS)}, "
+        "train: a classifier."
       )
     if section == "data":
       if config.data.folds:
@@ -88,6 +99,7 @@ def check(config: Any) -> None:
           f"data.folds={config.data.folds}: {spec} would be trained on images "
           "that runs are tested on. Generate them beforehand, or use data.test."
         )
+      generators.check(made_by)
       instead[spec] = config.data.real
       # These would be said of the stand-in.
       stand_in.data.duplicates = "warn"
@@ -108,10 +120,55 @@ def check(config: Any) -> None:
     else:
       stand_in.pretrained.weights = "random"
       stand_in.pretrained.random_model = made_by.model.name
+  _fetch(config)
   if needed(config):
     from synguide_jax import train
 
     train.set_up(stand_in, inputs=instead)
+
+
+def _fetch(config: Any) -> None:
+  """Downloads what the config names and is not here, or says all it lacks."""
+  from synguide_jax.data import tfds_sets
+  from synguide_jax.models import hub_files
+
+  fields = {config.data.real: ["data.real"]}
+  for section, field, spec in _used(config):
+    fields.setdefault(spec, []).append(f"{section}.{field}")
+  missing = []
+  with hosts.in_turn("downloads"):
+    for spec, of_spec in fields.items():
+      try:
+        if spec.startswith("tfds:"):
+          tfds_sets.find_or_prepare(spec.removeprefix("tfds:"))
+        elif spec.startswith("hf:"):
+          hub_files.fetch(spec)
+      except UserError as error:
+        local = "folder:<path>" if spec.startswith("tfds:") else "<path>"
+        instead = " ".join(f"--config.{field}={local}" for field in of_spec)
+        missing.append(
+          f"{' and '.join(of_spec)}: {error} Or name what is here: {instead}."
+        )
+    if missing:
+      raise UserError("\n".join(missing))
+
+
+def generator(spec: str, data: Any) -> tuple[str, Any]:
+  """Returns the file and the config of the generator that a spec names.
+
+  Args:
+    spec: ``generate:...`` or ``diffusers:...``.
+    data: The section ``data`` of the experiment that it makes images for.
+  """
+  file = spec.removeprefix(GENERATE)
+  if spec.startswith(DIFFUSERS):
+    file = "configs/generators/diffusers.py"
+  config = config_lib.load(file)
+  if spec.startswith(DIFFUSERS):
+    config.pipeline.repository = spec.removeprefix(DIFFUSERS)
+  for field in _SHARED_DATA_FIELDS:
+    config.data[field] = data[field]
+  return file, config
 
 
 def make(config: Any, train: TrainFn) -> dict[str, str]:
@@ -126,56 +183,15 @@ def make(config: Any, train: TrainFn) -> dict[str, str]:
   """
   inputs = {}
   for *_, spec in needed(config):
-    if spec.startswith(GENERATE):
-      inputs[spec] = _generated_set(spec, config.data, train)
-    else:
+    if spec.startswith(TRAIN):
       inputs[spec] = _trained_weights(spec, train)
+    else:
+      from synguide_jax import generators
+
+      file, of_set = generator(spec, config.data)
+      folder = generators.make_set(file, of_set, train)
+      inputs[spec] = f"prepared:{folder}"
   return inputs
-
-
-def _generated_set(spec: str, data: Any, train: TrainFn) -> str:
-  """Trains a generator on the experiment's training pool, samples, stores."""
-  from synguide_jax.data import prepared, records
-  from synguide_jax.data.pixels import Pixels
-  from synguide_jax.synthesis import diffusion
-  from synguide_jax.synthesis.contact_sheet import contact_sheet
-
-  file = spec.removeprefix(GENERATE)
-  config = config_lib.load(file)
-  for field in _SHARED_DATA_FIELDS:
-    config.data[field] = data[field]
-  name, mark = f"generated_{_name(file)}", _mark(config)
-  folder = prepared.folder_of(name, mark)
-  started = time.monotonic()
-  if not hosts.first_says(prepared.is_prepared(name, mark)):
-    say(f"Making synthetic images with {file}: training the generator")
-    # Sets that differ only in sampling share their generator.
-    training = config.copy_and_resolve_references()
-    del training.sample
-    path, _ = config_lib.find(file)
-    program, state = _train_in_cache(path.stem, training, train)
-    params = diffusion.ema_params(_first_run(state))
-    say(f"  sampling {config.sample.per_class} images a class")
-    with hosts.in_turn("generated set"):
-      prepared.prepare(
-        name,
-        mark,
-        lambda: diffusion.generate(config, params, program.info),
-        program.info.class_names,
-        provenance={"config": workdir_lib.as_json(config), "spec": spec},
-      )
-  sheet = folder / "contact_sheet.png"
-  if hosts.is_first() and not sheet.exists():
-    images = records.of_prepared(folder)["train"]
-    pixels = Pixels(
-      [(images, np.arange(len(images)))],
-      config.data.store_size or config.data.image_size,
-      config.data.channels,
-    )
-    labels = images.index.labels
-    contact_sheet(pixels.read(), labels, images.class_names, sheet)
-    say(f"  done in {_since(started)}; look at {sheet}")
-  return f"prepared:{folder}"
 
 
 def _trained_weights(spec: str, train: TrainFn) -> str:
@@ -184,13 +200,13 @@ def _trained_weights(spec: str, train: TrainFn) -> str:
 
   file = spec.removeprefix(TRAIN)
   config = config_lib.load(file)
-  name, mark = _name(file), _mark(config)
-  folder = cache.cache_dir() / "pretrained" / f"{name}-{mark}"
+  name = name_of(file)
+  folder = cache.cache_dir() / "pretrained" / f"{name}-{mark(config)}"
   if not hosts.first_says((folder / "config.json").exists()):
     started = time.monotonic()
     say(f"Making the pretrained network with {file}")
-    program, state = _train_in_cache(name, config, train)
-    state = _first_run(state)
+    program, state = train_in_cache(name, config, train)
+    state = first_run(state)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     with hosts.in_turn("weights"), _alone(folder):
       # Who waited for it finds it there, and may be reading it.
@@ -202,20 +218,25 @@ def _trained_weights(spec: str, train: TrainFn) -> str:
           program.info.image_shape,
           program.info.class_names,
         )
-    say(f"  done in {_since(started)}: {folder}")
+    say(f"  done in {since(started)}: {folder}")
   return str(folder)
 
 
-def _train_in_cache(name: str, config: Any, train: TrainFn) -> tuple[Any, Any]:
+def train_in_cache(name: str, config: Any, train: TrainFn) -> tuple[Any, Any]:
   """Trains ``config`` under the cache folder; returns program and state."""
   from synguide_jax.train import load_trained
 
-  workdir = cache.cache_dir() / "work" / f"{name}-{_mark(config)}"
+  workdir = work_folder(name, mark(config))
   inputs = make(config, train)
   # Of several processes, which train together, the first holds the lock.
   with _alone(workdir) if hosts.is_first() else contextlib.nullcontext():
     train(config, workdir, inputs)
     return load_trained(config, workdir, inputs=inputs)
+
+
+def work_folder(name: str, mark: str) -> Path:
+  """Returns where something is made before it has its place in the cache."""
+  return cache.cache_dir() / "work" / f"{name}-{mark}"
 
 
 def _alone(folder: Path) -> filelock.FileLock:
@@ -230,12 +251,13 @@ def _alone(folder: Path) -> filelock.FileLock:
   return filelock.FileLock(f"{folder}.lock")
 
 
-def _name(file: str) -> str:
+def name_of(file: str) -> str:
+  """Names what ``<config file>[:arg]`` makes."""
   path, arg = config_lib.find(file)
   return path.stem + (f"_{arg}" if arg else "")
 
 
-def _mark(config: Any) -> str:
+def mark(config: Any) -> str:
   """Identifies a config, the images it trains on, and this version."""
   from synguide_jax.data import experiment_data
 
@@ -245,7 +267,7 @@ def _mark(config: Any) -> str:
     [
       (spec, weight)
       for spec, weight in sources.parse_weights(config.data.synthetic)
-      if not spec.startswith(GENERATE)
+      if not spec.startswith((GENERATE, DIFFUSERS))
     ]
   )
   data = experiment_data.load(there.data, seed=config.seed, runs=(0,))
@@ -258,11 +280,13 @@ def _mark(config: Any) -> str:
   )
 
 
-def _first_run(state: Any) -> Any:
+def first_run(state: Any) -> Any:
+  """Returns a state without its run axis."""
   import jax
 
   return jax.tree.map(lambda leaf: leaf[0], state)
 
 
-def _since(started: float) -> str:
+def since(started: float) -> str:
+  """Says how long ago that was, on the monotonic clock."""
   return duration(time.monotonic() - started)

@@ -8,11 +8,9 @@ Those whose largest probability is above --threshold are kept, and written as a
 set: --config.data.synthetic=prepared:samples_labeled.
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from synguide_jax import console, experiment, workdir
+from synguide_jax import console, experiment
 from synguide_jax.console import say
 
 _SOURCE = flags.DEFINE_string("source", None, "Spec, as in data.synthetic.")
@@ -54,8 +52,9 @@ def main() -> int:
   rules = labeling.Rules(**{flag.name: flag.value for flag in _RULES})
   rules.check()
   source = sources.open_set(_SOURCE.value, skip_damaged=_SKIP.value)
+  classifier = experiment.open_classifier(_CLASSIFIER.value)
   report = labeling.label(
-    source, _classifier(), _OUTPUT.value, rules, skip_damaged=_SKIP.value
+    source, classifier, _OUTPUT.value, rules, skip_damaged=_SKIP.value
   )
   if not report.new:
     say(f"Finished before; delete {report.output} to do it again.")
@@ -63,17 +62,6 @@ def main() -> int:
     say(line)
   say(f"Use it with --config.data.synthetic=prepared:{_OUTPUT.value}")
   return 0
-
-
-def _classifier():
-  from synguide_jax.synthesis import classifier
-
-  folder = Path(_CLASSIFIER.value).expanduser()
-  if (results := workdir.results(folder)) is None:
-    return classifier.from_weights(_CLASSIFIER.value)
-  run = experiment.best_run(results)
-  network = experiment.load_classifier(folder, results, run)
-  return classifier.from_workdir(folder, results, run, network)
 
 
 if __name__ == "__main__":

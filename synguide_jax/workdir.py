@@ -24,6 +24,7 @@ SPEC_FIELDS = (
   ("data", "synthetic"),
   ("model", "init"),
   ("pretrained", "weights"),
+  ("filter", "classifier"),
 )
 
 

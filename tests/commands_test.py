@@ -147,9 +147,10 @@ def test_main_as_a_newcomer_starts_it():
   assert not modules & {"jax", "tensorflow", "flax", "clu", "orbax"}
 
 
-CONFIGS = sorted(
+FILES = sorted(
   file.relative_to(ROOT).as_posix() for file in ROOT.glob("configs/**/*.py")
 )
+CONFIGS = [file for file in FILES if "generators/" not in file]
 # Networks that take a CPU a minute to compile; in one process those that share
 # a program.
 _STORED_AT_256 = [
@@ -192,6 +193,30 @@ def test_every_smoke_config_trains(files):
     results = _results(f"work/{number}")
     assert f"{results['method']}: " in out
     assert Path(f"work/{number}/checkpoints").is_dir()
+
+
+@pytest.mark.slow
+def test_generators_make_images():
+  # CIFAR-10's for 20 steps, with digits of two classes in the place of images.
+  cifar10 = "configs/generators/cifar10.py"
+  commands = [
+    [f"--config={cifar10}:smoke", "--config.num_steps=20"],
+    ["--config=configs/generators/digits.py:smoke"],
+    ["--config=configs/generators/defects.py:smoke"],
+  ]
+  done = _run_commands(
+    [["synthesize", *flags] for flags in commands],
+    # Compiles faster.
+    XLA_FLAGS="--xla_backend_optimization_level=0",
+  )
+  for flags, (code, out, err) in zip(commands, done, strict=True):
+    assert (code, err) == (0, ""), flags
+    folder = Path(out.splitlines()[-1].partition("prepared:")[2])
+    with Image.open(folder / "contact_sheet.png") as sheet:
+      assert sheet.size[0] > 20 * 8
+    assert len(list((folder / "contact_sheets").iterdir())) == 2
+  losses = re.findall(r"step +\d+/20 +loss ([\d.]+)", done[0][1])
+  assert float(losses[-1]) < 0.9 * float(losses[0])
 
 
 @pytest.mark.slow

@@ -1,13 +1,15 @@
 """What specs ask for is made once for the same images, and never for others."""
 
 from pathlib import Path
+import re
 
+from huggingface_hub import constants
 import jax
 from PIL import Image
 import pytest
 
 from synguide_jax import inputs
-from synguide_jax.data import digits
+from synguide_jax.data import digits, tfds_sets
 from synguide_jax.errors import UserError
 from synguide_jax.train import train_and_evaluate
 from tests import tiny
@@ -95,3 +97,55 @@ def test_a_network_that_is_not_trained_is_not_made():
     config.method = name
     specs[name] = [section for section, *_ in inputs.needed(config)]
   assert specs == {"aug": ["model"], "finetune": []}
+
+
+@pytest.fixture
+def nothing_here(tmp_path, monkeypatch):
+  """Neither a set, nor weights, nor a network."""
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+  monkeypatch.setattr(tfds_sets, "is_reachable", lambda url: False)
+
+
+@pytest.mark.parametrize(
+  "fields,missing",
+  [
+    (
+      {"data.real": "tfds:cifar10"},
+      ["data.real: tfds:cifar10.*--config.data.real=folder:<path>"],
+    ),
+    (
+      {"model.init": "hf:a/b", "pretrained.weights": "hf:a/b"},
+      [
+        "model.init and pretrained.weights: hf:a/b.*"
+        "--config.model.init=<path> --config.pretrained.weights=<path>"
+      ],
+    ),
+    (
+      {
+        "data.synthetic": "('tfds:cifar10@1', 'digits@1')",
+        "pretrained.weights": "hf:a/b",
+        "model.init": "hf:a/c",
+      },
+      [
+        "data.synthetic: tfds:cifar10.*--config.data.synthetic=folder:<path>",
+        "model.init: hf:a/c.*--config.model.init=<path>",
+        "pretrained.weights: hf:a/b.*--config.pretrained.weights=<path>",
+      ],
+    ),
+    # It does not use the pretrained network.
+    (
+      {"method": "aug", "pretrained.weights": "hf:a/b", "model.init": "hf:a/c"},
+      ["model.init: hf:a/c"],
+    ),
+  ],
+)
+def test_all_that_is_missing_is_named_and_nothing_else(
+  nothing_here, fields, missing
+):
+  with pytest.raises(UserError) as error:
+    inputs.check(tiny.config(**fields))
+  lines = str(error.value).splitlines()
+  assert len(lines) == len(missing)
+  for line, wanted in zip(lines, missing, strict=True):
+    assert re.match(wanted, line)

@@ -41,6 +41,10 @@ class Pixels:
     """Size of all images, decoded."""
     return int(np.prod(self.shape, dtype=np.int64))
 
+  def resized(self, size: int) -> "Pixels":
+    """The same images, made with another height and width."""
+    return Pixels(self._parts, size, self.shape[3])
+
   def read(
     self,
     indices: np.ndarray | None = None,

@@ -38,6 +38,11 @@ _IN_PARTS = (
 
 def check_name(name: str) -> None:
   """Raises UserError for an unknown method."""
+  if name == "diffusers":
+    raise UserError(
+      "A pipeline of diffusers is not trained; python -m "
+      "synguide_jax.synthesize makes its images."
+    )
   if name not in METHODS:
     raise UserError(
       f"Unknown method {name!r}; known methods: {', '.join(METHODS)}."

@@ -1,9 +1,12 @@
 """Reads tensors and fields from files that need not be trusted."""
 
+from collections.abc import Mapping
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import flax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -83,3 +86,14 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 def _to_numpy(tensor: Any) -> np.ndarray:
   """Of a PyTorch tensor; NumPy alone has no bfloat16."""
   return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def checksum(variables: Mapping[str, Any]) -> str:
+  """Returns the SHA-256 of weights by name, in hexadecimal digits."""
+  weights = flax.traverse_util.flatten_dict(variables, sep="/")
+  found = hashlib.sha256()
+  for name in sorted(weights):
+    array = np.asarray(weights[name])
+    found.update(f"{name} {array.dtype} {array.shape}".encode())
+    found.update(np.ascontiguousarray(array).tobytes())
+  return found.hexdigest()

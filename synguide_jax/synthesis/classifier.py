@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from absl import logging
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +21,8 @@ from synguide_jax.data.pixels import Pixels
 from synguide_jax.data.records import Records
 from synguide_jax.errors import UserError
 from synguide_jax.images import Streamed
+from synguide_jax.models import weight_files
 from synguide_jax.models.pretrained import load_pretrained, Pretrained
-from synguide_jax.models.weight_files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +44,7 @@ class Classifier:
 
   def checksum(self) -> str:
     """Tells its weights apart from others."""
-    weights = flax.traverse_util.flatten_dict(self.network.variables, sep="/")
-    found = hashlib.sha256()
-    for name in sorted(weights):
-      array = np.asarray(weights[name])
-      found.update(f"{name} {array.dtype} {array.shape}".encode())
-      found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+    return weight_files.checksum(self.network.variables)
 
 
 def from_workdir(
@@ -132,7 +124,7 @@ def _class_names(spec: str) -> tuple[str, ...]:
     path = Path(spec).expanduser()
   config = (path if path.is_dir() else path.parent) / "config.json"
   if path.is_dir() or (path.name == "model.safetensors" and config.is_file()):
-    fields = read_json(config)
+    fields = weight_files.read_json(config)
     numbered = fields.get("id2label") or {}
     names = [numbered[n] for n in sorted(numbered, key=int)]
     names = names or fields.get("label_names") or []

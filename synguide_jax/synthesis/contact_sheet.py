@@ -1,17 +1,72 @@
-"""A page of images to look at before a synthetic set is trusted."""
+"""Pages of images to look at before a synthetic set is trusted."""
 
 from collections.abc import Sequence
+import io
 import math
 import os
+from pathlib import Path
+import re
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from synguide_jax.cache import write_whole
 from synguide_jax.errors import UserError
 
+SHOWN = 100  # Images of a class on its own sheet, at most.
+_COLUMNS = 10  # Of that sheet.
 _CELL = 48  # Smallest height of an enlarged image where scale is None, pixels.
 _GAP = 2  # Between images, pixels.
 _BACKGROUND, _INK = (255, 255, 255), (0, 0, 0)
+
+
+def contact_sheets(
+  images: np.ndarray,
+  labels: np.ndarray,
+  class_names: Sequence[str],
+  folder: str | os.PathLike[str],
+) -> list[Path]:
+  """Writes an overview of all classes, and a PNG of each.
+
+  The overview, ``contact_sheet.png``, has a row of 20 images a class. A class's
+  own, ``contact_sheets/<label>_<name>.png``, has its first 100, ten a row.
+  The overview is written last: where it is, all are.
+
+  Args:
+    images: uint8 ``[N, H, W, C]`` with one or three channels; of a large set
+      the first ``SHOWN`` of each class are enough.
+    labels: Class indices, ``[N]``.
+    class_names: Names of the classes, in label order.
+    folder: Where to write; it must exist.
+
+  Returns:
+    The files, the overview first.
+
+  Raises:
+    UserError: An argument has another type, shape or range.
+  """
+  images, labels = np.asarray(images), np.asarray(labels)
+  _check(images, labels, class_names)
+  overview = Path(folder) / "contact_sheet.png"
+  sheets = Path(folder) / "contact_sheets"
+  sheets.mkdir(exist_ok=True)
+  digits = max(2, len(str(len(class_names) - 1)))
+  paths = [overview]
+  for c, name in enumerate(class_names):
+    chosen = np.flatnonzero(labels == c)[:SHOWN]
+    # Long enough to be told, and below what file systems allow.
+    safe = re.sub(r"[^\w-]+", "_", name)[:50]
+    paths.append(sheets / f"{c:0{digits}}_{safe}.png")
+    contact_sheet(
+      images[chosen],
+      np.zeros(len(chosen), int),
+      [name],
+      paths[-1],
+      columns=_COLUMNS,
+      rows=max(1, math.ceil(len(chosen) / _COLUMNS)),
+    )
+  contact_sheet(images, labels, class_names, overview)
+  return paths
 
 
 def contact_sheet(
@@ -19,27 +74,67 @@ def contact_sheet(
   labels: np.ndarray,
   class_names: Sequence[str],
   path: str | os.PathLike[str],
-  per_class: int = 20,
+  columns: int = 20,
   scale: int | None = None,
+  rows: int = 1,
 ) -> None:
-  """Writes a PNG with one row of images for each class, and its name.
+  """Writes a PNG with a row of images for each class, or rows, and its name.
 
-  A row shows the first images of its class, in the order given, and stays
-  empty where there are none: a missing class is seen.
+  They show the first images of the class, in the order given, and stay empty
+  where there are none: a missing class is seen.
 
   Args:
     images: uint8 ``[N, H, W, C]`` with one or three channels.
     labels: Class indices, ``[N]``.
     class_names: Names of the classes, in label order.
     path: File to write; its folder must exist.
-    per_class: Images in a row, at most.
+    columns: Images in a row, at most.
     scale: Factor by which images are enlarged, without smoothing; by default
       the smallest that makes them at least 48 pixels high.
+    rows: Rows of a class.
 
   Raises:
-    ValueError: If an argument has another type, shape or range.
+    UserError: An argument has another type, shape or range.
   """
   images, labels = np.asarray(images), np.asarray(labels)
+  _check(images, labels, class_names)
+  height, width = images.shape[1:3]
+  if scale is None:
+    scale = max(1, math.ceil(_CELL / height))
+  if min(scale, columns, rows) < 1:
+    raise UserError(
+      f"scale ({scale}), columns ({columns}) and rows ({rows}) must all be at "
+      "least 1."
+    )
+  cell = (width * scale, height * scale)
+
+  font_size = min(24, max(12, cell[1] // 3))
+  font = ImageFont.load_default(font_size)
+  left = math.ceil(max(font.getlength(name) for name in class_names)) + 2 * _GAP
+  step = (cell[0] + _GAP, max(cell[1], font_size + _GAP) + _GAP)
+  sheet = Image.new(
+    "RGB",
+    (left + columns * step[0], _GAP + len(class_names) * rows * step[1]),
+    _BACKGROUND,
+  )
+  draw = ImageDraw.Draw(sheet)
+  for c, name in enumerate(class_names):
+    top = _GAP + c * rows * step[1]
+    middle = top + (rows * step[1] - _GAP) // 2
+    draw.text((_GAP, middle), name, fill=_INK, font=font, anchor="lm")
+    for n, i in enumerate(np.flatnonzero(labels == c)[: rows * columns]):
+      pixels = images[i, :, :, 0] if images.shape[-1] == 1 else images[i]
+      tile = Image.fromarray(pixels).resize(cell, Image.Resampling.NEAREST)
+      row, column = divmod(n, columns)
+      sheet.paste(tile, (left + column * step[0], top + row * step[1]))
+  encoded = io.BytesIO()
+  sheet.save(encoded, format="PNG")
+  write_whole(Path(path), encoded.getvalue())
+
+
+def _check(
+  images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> None:
   if (
     images.dtype != np.uint8
     or images.ndim != 4
@@ -59,35 +154,5 @@ def contact_sheet(
       f"labels must be in [0, {len(class_names)}), the number of class_names, "
       f"got values from {labels.min()} to {labels.max()}."
     )
-  height, width = images.shape[1:3]
-  if scale is None:
-    scale = max(1, math.ceil(_CELL / height))
-  if scale < 1 or per_class < 1 or not class_names:
-    raise UserError(
-      f"scale ({scale}), per_class ({per_class}) and the number of class_names "
-      f"({len(class_names)}) must be at least 1."
-    )
-  cell = (width * scale, height * scale)
-
-  font_size = min(24, max(12, cell[1] // 3))
-  font = ImageFont.load_default(font_size)
-  left = math.ceil(max(font.getlength(name) for name in class_names)) + 2 * _GAP
-  row_height = max(cell[1], font_size + _GAP) + _GAP
-  sheet = Image.new(
-    "RGB",
-    (
-      left + per_class * (cell[0] + _GAP),
-      _GAP + len(class_names) * row_height,
-    ),
-    _BACKGROUND,
-  )
-  draw = ImageDraw.Draw(sheet)
-  for c, name in enumerate(class_names):
-    top = _GAP + c * row_height
-    middle = top + (row_height - _GAP) // 2
-    draw.text((_GAP, middle), name, fill=_INK, font=font, anchor="lm")
-    for n, i in enumerate(np.flatnonzero(labels == c)[:per_class]):
-      pixels = images[i, :, :, 0] if images.shape[-1] == 1 else images[i]
-      tile = Image.fromarray(pixels).resize(cell, Image.Resampling.NEAREST)
-      sheet.paste(tile, (left + n * (cell[0] + _GAP), top))
-  sheet.save(path, format="PNG")
+  if not class_names:
+    raise UserError("class_names are none; give at least one.")
