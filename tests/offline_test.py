@@ -144,8 +144,8 @@ def test_without_them_both_are_named_at_once(environment, tmp_path):
   ):
     assert re.search(text, data)
   for text in (
-    f"model.init and pretrained.weights: hf:{_REPOSITORY} is not in the cache .*{tmp_path}/hf/hub, .*"
-    "https://huggingface.co cannot be reached",
+    f"model.init and pretrained.weights: hf:{_REPOSITORY} is not in the cache "
+    f".*{tmp_path}/hf/hub, .*https://huggingface.co cannot be reached",
     f"run this command, or hf download {_REPOSITORY}, and copy models--timm--",
     "--config.model.init=<path> --config.pretrained.weights=<path>",
   ):
