@@ -27,6 +27,7 @@ from synguide_jax.synthesis import (
   pipelines,
   sampling,
 )
+from synguide_jax.synthesis.classifier import Classifier
 from synguide_jax.synthesis.diffusion import ema_params
 from synguide_jax.synthesis.selection import Rules
 
@@ -87,12 +88,12 @@ def make_set(file: str, config: Any, train: inputs.TrainFn) -> Path:
   data = load_data(config.data, seed=config.seed, runs=(0,))
   if not hosts.first_says(prepared.is_complete(folder)):
     say(f"Making synthetic images with {file}")
-    made = inputs.make(config, train)
+    classifier = _classifier(config, train)
     source = _SOURCES[config.method](file, config, data, train)
     with hosts.in_turn("generated set"):
       _prepare(name, mark, config, data, source)
-      if config.filter.classifier:
-        _filter(raw, folder, config, made)
+      if classifier:
+        _filter(raw, folder, config, classifier)
   if hosts.is_first():
     new = not (folder / "copies.json").exists()
     if new:  # The set is written; its groups are not needed any more.
@@ -180,15 +181,21 @@ def _prepare(
   )
 
 
-def _filter(
-  raw: Path, folder: Path, config: Any, made: Mapping[str, str]
-) -> None:
-  """Lets the config's classifier label and filter a set."""
-  # It loads classifiers of workdirs by making what those need.
+def _classifier(config: Any, train: inputs.TrainFn) -> Classifier | None:
+  """Opens the classifier that the config names, before anything is made."""
+  if not config.filter.classifier:
+    return None
+  # It loads those of workdirs by making what they need.
   from synguide_jax import experiment
 
-  spec = config.filter.classifier
-  classifier = experiment.open_classifier(made.get(spec, spec))
+  made, spec = inputs.make(config, train), config.filter.classifier
+  return experiment.open_classifier(made.get(spec, spec))
+
+
+def _filter(
+  raw: Path, folder: Path, config: Any, classifier: Classifier
+) -> None:
+  """Lets a classifier label and filter a set."""
   source = sources.open_set(f"prepared:{raw}")
   report = labeling.label(source, classifier, folder, _rules(config))
   for line in labeling.table(report):

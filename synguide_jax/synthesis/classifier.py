@@ -168,7 +168,7 @@ def predict(
   *,
   batch_size: int = 128,
 ) -> Predictions:
-  """Asks a classifier about all images, on all devices.
+  """Asks a classifier about all images, on this process's devices.
 
   They are read as when it was evaluated: its ``read_size`` by one resize, and
   the centre of that. Memory does not grow with their number.
@@ -185,7 +185,8 @@ def predict(
   Raises:
     UserError: the classifier's probabilities are not finite.
   """
-  network, mesh = classifier.network, mesh_lib.create(1)
+  network = classifier.network
+  mesh = mesh_lib.create(1, jax.local_devices())
   channels = network.image_shape[-1]
   if channels == 1 and (coloured := int((~images.index.grey).sum())):
     logging.warning(
