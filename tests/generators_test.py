@@ -11,9 +11,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from sklearn.svm import SVC
 
 from synguide_jax import cache, config, generators
-from synguide_jax.data import prepared, records, sources
+from synguide_jax.data import experiment_data, prepared, records, sources
 from synguide_jax.errors import UserError
 from synguide_jax.models import pretrained
 from synguide_jax.train import train_and_evaluate
@@ -126,6 +127,24 @@ def test_a_classifier_labels_and_filters(tmp_path, monkeypatch, capsys):
 def test_a_wrong_config_is_reported(overrides, message):
   with pytest.raises(UserError, match=message):
     _make(**overrides)
+
+
+@pytest.mark.slow
+def test_the_digits_are_digits_and_no_copies():
+  file = "configs/generators/digits.py"
+  folder = generators.make_set(file, config.load(file), _train)
+  data = config.load(file).data
+  data.synthetic = f"prepared:{folder}"
+  found = experiment_data.load(data, seed=0, runs=(0,))
+  images = found.pixels.read().reshape(len(found.labels), -1)
+  pool, synthetic = found.indices["pool"], found.indices["synthetic"]
+  assert len(synthetic) == 2_000
+  real = SVC().fit(images[pool], found.labels[pool])
+  assert real.score(images[synthetic], found.labels[synthetic]) >= 0.95
+  samples = json.loads((folder / "copies.json").read_text())["samples"]
+  assert samples["near_copies"] == samples["exact_copies"] == 0
+  # As far from the pool as its images are from each other, 0.136.
+  assert samples["distance_percentiles"]["50"] > 0.12
 
 
 def _start():
