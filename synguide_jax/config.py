@@ -11,7 +11,7 @@ changes. Fields that hold a *spec* name data or weights:
              <.safetensors or .pth file> | train:<config file>[:arg]
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 import difflib
 import importlib.util
 from pathlib import Path
@@ -211,8 +211,9 @@ def generator_defaults() -> ConfigDict:
   config = override(training_defaults(), training)
   # Largest decay a step of the parameters' moving average.
   config.ema = 0.999
-  for name, section in generator_config.sections().items():
-    config[name] = section
+  config.diffusion = generator_config.diffusion()
+  config.sample = generator_config.sample()
+  config.filter = generator_config.filtering()
   return config
 
 
@@ -291,12 +292,23 @@ def check_arg(arg: str | None, known: Iterable[str], default: str) -> str:
   return arg or default
 
 
-def choose_by_platform(args: Mapping[str, str], otherwise: str) -> str:
-  """Returns the argument for JAX's platform here: "cpu", "gpu" or "tpu"."""
+def choose_by_memory(otherwise: str, **smallest: float) -> str:
+  """Returns the argument for the devices here.
+
+  Args:
+    otherwise: That for a CPU, or too little memory.
+    **smallest: The memory that an argument needs, gigabytes of all GPUs or TPUs
+      together; the one that needs most of what there is is chosen.
+  """
   # Other configs are loaded without it.
   import jax
 
-  return args.get(jax.default_backend(), otherwise)
+  if jax.default_backend() == "cpu":
+    return otherwise
+  found = [device.memory_stats() or {} for device in jax.local_devices()]
+  each = min(stats.get("bytes_limit", 0) for stats in found) / 1e9
+  enough = {a: m for a, m in smallest.items() if m <= each * jax.device_count()}
+  return max(enough, key=enough.get, default=otherwise)
 
 
 def find(spec: str) -> tuple[Path, str | None]:

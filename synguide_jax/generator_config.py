@@ -3,11 +3,6 @@
 from ml_collections import ConfigDict
 
 
-def sections() -> dict[str, ConfigDict]:
-  """Returns the sections of a diffusion model's config by name."""
-  return {"diffusion": diffusion(), "sample": sample(), "filter": filtering()}
-
-
 def diffusion() -> ConfigDict:
   """Returns the fields of a diffusion model's training and sampler."""
   section = ConfigDict()

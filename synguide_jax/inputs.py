@@ -83,7 +83,7 @@ def check(config: Any) -> None:
   stand_in, instead = config.copy_and_resolve_references(), {}
   for section, field, spec in needed(config):
     if section == "data" and not spec.startswith(TRAIN):
-      _, made_by = generator(spec, config.data)
+      _, made_by = generator(spec, config)
     else:
       made_by = config_lib.load(spec.partition(":")[2])
     is_generator = made_by.method in GENERATORS
@@ -153,22 +153,24 @@ def _fetch(config: Any) -> None:
       raise UserError("\n".join(missing))
 
 
-def generator(spec: str, data: Any) -> tuple[str, Any]:
+def generator(spec: str, config: Any) -> tuple[str, Any]:
   """Returns the file and the config of the generator that a spec names.
 
   Args:
     spec: ``generate:...`` or ``diffusers:...``.
-    data: The section ``data`` of the experiment that it makes images for.
+    config: The experiment that it makes images for.
   """
   file = spec.removeprefix(GENERATE)
   if spec.startswith(DIFFUSERS):
     file = "configs/generators/diffusers.py"
-  config = config_lib.load(file)
+  of_set = config_lib.load(file)
   if spec.startswith(DIFFUSERS):
-    config.pipeline.repository = spec.removeprefix(DIFFUSERS)
+    of_set.pipeline.repository = spec.removeprefix(DIFFUSERS)
   for field in _SHARED_DATA_FIELDS:
-    config.data[field] = data[field]
-  return file, config
+    of_set.data[field] = config.data[field]
+  if of_set.data.shots >= 0:  # It draws those of the experiment's first run.
+    of_set.seed, of_set.first_run = config.seed, config.first_run
+  return file, of_set
 
 
 def make(config: Any, train: TrainFn) -> dict[str, str]:
@@ -188,7 +190,7 @@ def make(config: Any, train: TrainFn) -> dict[str, str]:
     else:
       from synguide_jax import generators
 
-      file, of_set = generator(spec, config.data)
+      file, of_set = generator(spec, config)
       folder = generators.make_set(file, of_set, train)
       inputs[spec] = f"prepared:{folder}"
   return inputs
@@ -200,7 +202,7 @@ def _trained_weights(spec: str, train: TrainFn) -> str:
 
   file = spec.removeprefix(TRAIN)
   config = config_lib.load(file)
-  name = name_of(file)
+  name = _name_of(file)
   folder = cache.cache_dir() / "pretrained" / f"{name}-{mark(config)}"
   if not hosts.first_says((folder / "config.json").exists()):
     started = time.monotonic()
@@ -218,12 +220,14 @@ def _trained_weights(spec: str, train: TrainFn) -> str:
           program.info.image_shape,
           program.info.class_names,
         )
-    say(f"  done in {since(started)}: {folder}")
+    say(f"  done in {_since(started)}: {folder}")
   return str(folder)
 
 
 def train_in_cache(name: str, config: Any, train: TrainFn) -> tuple[Any, Any]:
   """Trains ``config`` under the cache folder; returns program and state."""
+  import jax
+
   from synguide_jax.train import load_trained
 
   workdir = work_folder(name, mark(config))
@@ -231,7 +235,11 @@ def train_in_cache(name: str, config: Any, train: TrainFn) -> tuple[Any, Any]:
   # Of several processes, which train together, the first holds the lock.
   with _alone(workdir) if hosts.is_first() else contextlib.nullcontext():
     train(config, workdir, inputs)
-    return load_trained(config, workdir, inputs=inputs)
+    devices = None
+    if not hosts.are_several():  # However many it was trained on.
+      config = config.copy_and_resolve_references()
+      config.mesh.runs, devices = 0, jax.local_devices()[:1]
+    return load_trained(config, workdir, inputs=inputs, devices=devices)
 
 
 def work_folder(name: str, mark: str) -> Path:
@@ -251,14 +259,30 @@ def _alone(folder: Path) -> filelock.FileLock:
   return filelock.FileLock(f"{folder}.lock")
 
 
-def name_of(file: str) -> str:
+def _name_of(file: str) -> str:
   """Names what ``<config file>[:arg]`` makes."""
   path, arg = config_lib.find(file)
   return path.stem + (f"_{arg}" if arg else "")
 
 
-def mark(config: Any) -> str:
-  """Identifies a config, the images it trains on, and this version."""
+def mark(config: Any, data: Any = None) -> str:
+  """Identifies a config, the images it trains on, and this version.
+
+  Args:
+    config: The config.
+    data: What `load_pool` returns, where it was called already.
+  """
+  return cache.fingerprint(
+    {
+      "config": workdir_lib.as_json(config),
+      "images": (data or load_pool(config)).checksum(),
+      "version": __version__,
+    }
+  )
+
+
+def load_pool(config: Any) -> Any:
+  """Returns the config's data, but for images that are made for it."""
   from synguide_jax.data import experiment_data
 
   there = config.copy_and_resolve_references()
@@ -270,13 +294,8 @@ def mark(config: Any) -> str:
       if not spec.startswith((GENERATE, DIFFUSERS))
     ]
   )
-  data = experiment_data.load(there.data, seed=config.seed, runs=(0,))
-  return cache.fingerprint(
-    {
-      "config": workdir_lib.as_json(config),
-      "images": data.checksum(),
-      "version": __version__,
-    }
+  return experiment_data.load(
+    there.data, seed=config.seed, runs=(config.first_run,)
   )
 
 
@@ -287,6 +306,6 @@ def first_run(state: Any) -> Any:
   return jax.tree.map(lambda leaf: leaf[0], state)
 
 
-def since(started: float) -> str:
+def _since(started: float) -> str:
   """Says how long ago that was, on the monotonic clock."""
   return duration(time.monotonic() - started)

@@ -49,7 +49,7 @@ def _images(folder):
 def test_a_set_says_where_it_comes_from_and_is_found_again(capsys):
   folder = _make()
   said = capsys.readouterr().out
-  assert "2 steps of training and 40 images: about" in said
+  assert "2 steps of training and 40 images to make: about" in said
   assert "near copies" in said and f"{folder}/contact_sheet.png" in said
   provenance = prepared.read_provenance(folder)
   assert provenance["training_steps"] == 2
@@ -64,7 +64,7 @@ def test_a_set_says_where_it_comes_from_and_is_found_again(capsys):
   assert capsys.readouterr().out == ""
 
 
-def test_sampling_knobs_share_a_generator():
+def test_sampling_knobs_share_a_generator(capsys):
   folders = [
     _make(),
     _make(**{"sample.guidance": 0.0}),
@@ -75,6 +75,8 @@ def test_sampling_knobs_share_a_generator():
   ]
   sums = [prepared.read_provenance(f)["weights_checksum"] for f in folders]
   assert len(set(sums[:5])) == 1 and sums[5] != sums[0]
+  said = capsys.readouterr().out
+  assert said.count("  0 steps of training and 40 images") == 4
   images = [_images(folder)[0].tobytes() for folder in folders]
   assert len(set(images)) == len(folders)
 
@@ -116,12 +118,21 @@ def test_a_classifier_labels_and_filters(tmp_path, monkeypatch, capsys):
   [
     ({"sample.per_class": 0}, "per_class=0 must be at least 1"),
     ({"diffusion.label_dropout": 0.0}, "never trained"),
-    ({"method": "aug"}, "method='aug'.*diffusion, diffusers"),
+    (
+      {"method": "aug"},
+      "method='aug': a generator's .* diffusion or diffusers",
+    ),
     (
       {"filter.classifier": "x", "filter.threshold": 1.5},
       "threshold=1.5 must be a probability",
     ),
-    ({"sample.dropped_modes": 1}, "modes=0"),
+    ({"sample.modes": 3}, "dropped_modes=0 must be at least 1"),
+    ({"sample.modes": 300, "sample.dropped_modes": 1}, "take no more modes"),
+    ({"filter.agree": True}, "filter.classifier is empty"),
+    ({"filter.classifier": "nowhere"}, "nowhere is neither a folder nor"),
+    ({"data.synthetic": "digits"}, "data.synthetic='digits'"),
+    ({"sample.guidance": float("nan")}, "sample.guidance=nan must be finite"),
+    ({"sample.seed": -1}, "sample.seed=-1 must be"),
   ],
 )
 def test_a_wrong_config_is_reported(overrides, message):

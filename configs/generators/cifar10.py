@@ -8,28 +8,30 @@ or a hundred of a class:
 
 The second makes the images, too, by the argument "auto". The argument chooses
 
-  full    (default) 35 million parameters, 51 million images seen, as
-          accelerators can; for one GPU of 24 GB or more, or a TPU slice
-  short   the same network for a fifth of the time
-  tiny    1.0 million parameters, 0.6 million images seen, as CPUs can:
-          colours and shapes of the classes, hardly objects
-  auto    tiny on a CPU, otherwise full
+  full    (default) 35 million parameters, 51 million images seen
+  small   9 million parameters, 13 million images seen
+  tiny    1 million parameters, 0.6 million images seen, as CPUs can: colours
+          and shapes of the classes, hardly objects
+  auto    full with 32 GB of GPUs or TPUs, small with 8, otherwise tiny; for
+          `generate:` and synthesize
   smoke   two steps of a tiny network, for tests
 
-Hardware, wall time and result of full and short: not run.
+What memory full and small take is a guess. Their hardware, wall time and
+result: not run. By its own estimate tiny takes two cores two hours to train and
+one to make 45,000 images.
 """
 
 from synguide_jax import config as config_lib
 from synguide_jax import paper
 
-ARGS = ("full", "short", "tiny", "auto", "smoke")
+ARGS = ("full", "small", "tiny", "auto", "smoke")
 
 
 def get_config(arg=None):
   """Returns the config; ``arg`` is one of ``ARGS``, "full" by default."""
   arg = config_lib.check_arg(arg, ARGS, default="full")
   if arg == "auto":
-    arg = config_lib.choose_by_platform({"cpu": "tiny"}, otherwise="full")
+    arg = config_lib.choose_by_memory("tiny", small=8, full=32)
   config = paper.with_cifar10(config_lib.generator_defaults())
   # No black borders; and of the synthetic images there are none yet.
   config.data.padding = 0
@@ -64,8 +66,9 @@ def get_config(arg=None):
   config.sample.per_class = 4_500
   config.sample.guidance = 0.5
 
-  if arg == "short":
-    config.num_steps = 20_000
+  if arg == "small":
+    config.batch_size = 128
+    config.model.width = 64
   elif arg == "tiny":
     config.batch_size = 64
     config.num_steps = 10_000

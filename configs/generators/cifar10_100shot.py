@@ -6,8 +6,9 @@ The generator has seen no more real images than the classifier may:
       --config.data.shots=100 --config.num_runs=1 \
       --config.data.synthetic=generate:configs/generators/cifar10_100shot.py
 
-These are the images that run 0 of an experiment of that seed draws; its other
-runs draw others, which with these are more real images than they say.
+They are those that the experiment's first run draws; its other runs draw
+others, which with these are more real images than they say.
+--config.first_run=1 is another run, with a generator of its own.
 
 So few are learnt by heart unless it is kept from that: EDM's augmentation, of
 which samples show nothing, more dropout, a smaller network, and fewer steps.
@@ -26,7 +27,7 @@ def get_config(arg=None):
   """Returns the config; ``arg`` is one of ``ARGS``, "full" by default."""
   arg = config_lib.check_arg(arg, ARGS, default="full")
   if arg == "auto":
-    arg = config_lib.choose_by_platform({"cpu": "tiny"}, otherwise="full")
+    arg = config_lib.choose_by_memory("tiny", full=8)
   base = {"full": "full", "smoke": "full", "tiny": "tiny"}[arg]
   config = config_lib.load(f"configs/generators/cifar10.py:{base}")
   config.data.shots = 100

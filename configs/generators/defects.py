@@ -24,7 +24,7 @@ def get_config(arg=None):
   """Returns the config; ``arg`` is one of ``ARGS``, "full" by default."""
   arg = config_lib.check_arg(arg, ARGS, default="full")
   if arg == "auto":
-    arg = config_lib.choose_by_platform({"cpu": "tiny"}, otherwise="full")
+    arg = config_lib.choose_by_memory("tiny", full=8)
   config = config_lib.generator_defaults()
   # An experiment that asks for images puts its own sets and splits here.
   config.data.real = "folder:magnetic_tile"

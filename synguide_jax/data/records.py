@@ -11,6 +11,7 @@ import functools
 import os
 from pathlib import Path
 from typing import Any
+import zipfile
 
 import filelock
 import numpy as np
@@ -70,9 +71,16 @@ class Index:
 
   @classmethod
   def load(cls, file: Path) -> "Index":
-    """Reads what :meth:`save` wrote."""
-    with np.load(file, allow_pickle=False) as arrays:
-      return cls(**arrays)
+    """Reads what :meth:`save` wrote, or raises UserError if it is damaged."""
+    try:
+      # np.load leaves a file open that is none of its own.
+      with file.open("rb") as stream:
+        with np.load(stream, allow_pickle=False) as arrays:
+          return cls(**arrays)
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+      raise UserError(
+        f"{file} is damaged ({error}); delete its folder to make it again."
+      ) from error
 
 
 class IndexWriter:

@@ -83,7 +83,8 @@ def draw(key: jax.Array, number: int, probability: float) -> Parameters:
     ValueError: If ``probability`` is outside (0, 1].
 
   References:
-    Karras et al., 2022, Table 6.
+    Karras et al., 2022, Table 6; there a flip is drawn and tossed once more, so
+    that half as many are done.
   """
   if not 0 < probability <= 1:
     raise UserError(

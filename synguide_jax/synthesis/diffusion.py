@@ -31,10 +31,16 @@ def make_network(config: Any, info: Info) -> nn.Module:
       f"Unknown config.model.name {name!r} for a diffusion model; known: "
       f"{', '.join(sorted(NETWORKS))}."
     )
+  for field in ("width", "blocks"):
+    if fields.get(field, 1) < 1:
+      raise UserError(f"config.model.{field}={fields[field]} must be positive.")
   conditions = augmentation.CONDITIONS if config.diffusion.augment else 0
-  return NETWORKS[name](
-    num_classes=info.num_classes, conditions=conditions, **fields
-  )
+  try:
+    return NETWORKS[name](
+      num_classes=info.num_classes, conditions=conditions, **fields
+    )
+  except TypeError as error:  # A field of another network.
+    raise UserError(f"config.model, a {name}: {error}.") from error
 
 
 def drop_labels(
@@ -98,6 +104,13 @@ def make(config: Any, info: Info) -> Method:
       raise UserError(
         f"config.diffusion.{field}={settings[field]} must be a probability."
       )
+  for field in ("sigma_data", "p_std"):
+    if settings[field] <= 0:
+      raise UserError(
+        f"config.diffusion.{field}={settings[field]} must be positive."
+      )
+  if not 0 <= config.ema < 1:
+    raise UserError(f"config.ema={config.ema} must be at least 0 and below 1.")
   network = make_network(config, info)
   optimizer = optimizers.create(config.optimizer, config.num_steps)
   ema_decay = config.ema

@@ -131,10 +131,7 @@ def sigma_schedule(
     Karras et al., 2022, Eq. 5.
   """
   if num_steps < 2:
-    raise UserError(
-      f"The sampler needs num_steps of at least 2, got {num_steps}; 18 is "
-      "usual."
-    )
+    raise UserError(f"num_steps={num_steps} must be at least 2; 18 is usual.")
   ends = np.array([sigma_max, sigma_min]) ** (1 / rho)
   return np.append(np.linspace(*ends, num_steps) ** rho, 0.0)
 

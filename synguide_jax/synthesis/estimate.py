@@ -1,5 +1,6 @@
 """How long a diffusion model's training and sampling will take, before both."""
 
+from pathlib import Path
 import time
 from typing import Any
 
@@ -12,39 +13,48 @@ from synguide_jax.synthesis.diffusion import make_network
 from synguide_jax.synthesis.sampling import GROUP
 
 
+def steps_done(workdir: Path, num_steps: int) -> int:
+  """Steps of training that a workdir has behind it, of ``num_steps``."""
+  if (workdir / "results.json").exists():
+    return num_steps
+  folders = (workdir / "checkpoints").glob("*")
+  return max((int(f.name) for f in folders if f.name.isdecimal()), default=0)
+
+
 def seconds(
-  config: Any, data: ExperimentData, num_images: int
+  config: Any, of_image: float, num_steps: int, num_images: int
 ) -> tuple[float, float]:
   """Estimates the time of training and of sampling on the devices at hand.
 
-  A group of images goes through the network, of zeros, on one device; that is
-  measured. A step of training costs three times as much an image, for the
-  gradients. Compilation, the optimiser and whatever else there is are left out.
+  A step of training costs three passes an image, for the gradients; sampling
+  two passes a step but the last, and twice that with guidance. Compilation, the
+  optimiser and whatever else there is are left out.
 
   Args:
     config: The generator's config.
-    data: Its data.
+    of_image: Seconds of an image's pass on one device, `seconds_an_image`.
+    num_steps: Steps to train.
     num_images: Images to sample.
 
   Returns:
     Seconds of training, and of sampling.
   """
-  size = config.data.image_size
-  shape = (size, size, config.data.channels)
-  info = Info(data.class_names, shape, data.class_counts())
-  of_image = _pass(make_network(config, info), shape) / GROUP
   passes = 2 * config.sample.num_steps - 1
   if config.sample.guidance:
     passes *= 2
-  learning = 3 * of_image * config.batch_size * config.num_steps
+  learning = 3 * of_image * config.batch_size * num_steps
   making = of_image * passes * num_images
   if jax.default_backend() == "cpu":  # whose devices share its cores
     return learning / jax.process_count(), making
   return learning / jax.device_count(), making / jax.local_device_count()
 
 
-def _pass(network: Any, shape: tuple[int, int, int]) -> float:
-  """Measures the seconds of a group's pass through the network."""
+def seconds_an_image(config: Any, data: ExperimentData) -> float:
+  """Measures a group's pass through the network, of zeros, on one device."""
+  size = config.data.image_size
+  shape = (size, size, config.data.channels)
+  info = Info(data.class_names, shape, data.class_counts())
+  network = make_network(config, info)
   images, number = jnp.zeros((GROUP, *shape)), jnp.zeros(GROUP)
   label = jnp.zeros(GROUP, jnp.int32)
   variables = jax.tree.map(
@@ -57,4 +67,4 @@ def _pass(network: Any, shape: tuple[int, int, int]) -> float:
     begin = time.perf_counter()
     jax.block_until_ready(apply(variables, images, number, label))
     times.append(time.perf_counter() - begin)
-  return min(times)
+  return min(times) / GROUP

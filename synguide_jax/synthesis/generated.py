@@ -30,8 +30,9 @@ from synguide_jax.synthesis.sampling import Generator, GROUP
 
 # Candidates of a class after which the dropped modes must have left some.
 _PATIENCE = 1_000
-# Pixels that copies are looked for at, a side.
-_COPY_SIZE = 32
+# Pixels that copies are looked for at, and of images on sheets, a side.
+_COPY_SIZE, _SHEET_SIZE = 32, 128
+_COPIES, _OVERVIEW = "copies.json", "contact_sheet.png"
 
 
 def groups(
@@ -127,11 +128,13 @@ def examples(
     progress.update(int(kept.sum()))
     if (kept == wanted).all():
       break
-    if (rare := (made > _PATIENCE) & (100 * kept < made)).any():
-      names = [class_names[c] for c in np.flatnonzero(rare)]
+    rare = (made > _PATIENCE) & (100 * kept < made) & (kept < wanted)
+    if rare.any():
+      names = {class_names[c] for c in np.flatnonzero(rare)}
       raise UserError(
-        "config.sample.dropped_modes leaves less than a hundredth of what is "
-        f"made of class {enumerate_names(set(names))}; drop fewer."
+        f"config.sample.dropped_modes={config.sample.dropped_modes} leaves "
+        "less than a hundredth of what is made of class "
+        f"{enumerate_names(names)}; drop fewer."
       )
   progress.close()
 
@@ -152,7 +155,7 @@ class _Progress:
       self._begin = now, done
       return
     passed, images = now - self._begin[0], done - self._begin[1]
-    if passed > 5 and not self._said and images:
+    if self._bar.disable and passed > 5 and not self._said and images:
       left = duration((self._total - done) * passed / images)
       say(f"  {done:,} of {self._total:,} images, {left} left")
       self._said = True
@@ -161,9 +164,19 @@ class _Progress:
     self._bar.close()
 
 
+def count(folder: Path) -> int:
+  """Number of images in a folder of groups."""
+  return GROUP * len(list(folder.glob("[0-9]*.npy")))
+
+
 def clear(folder: Path) -> None:
   """Removes the groups of a set that is written."""
   shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_looked_at(folder: Path) -> bool:
+  """Whether a set's folder has what `look_at` writes."""
+  return all((folder / name).exists() for name in (_COPIES, _OVERVIEW))
 
 
 def look_at(folder: Path, data: ExperimentData) -> list[str]:
@@ -171,29 +184,28 @@ def look_at(folder: Path, data: ExperimentData) -> list[str]:
 
   Args:
     folder: A prepared set's.
-    data: Of the generator; its first run's real images were trained on.
+    data: Of the generator; its run's real images were trained on.
 
   Returns:
     Lines about copies of those.
   """
-  file = folder / "copies.json"
-  if not file.exists():
-    images = records.of_prepared(folder)["train"]
-    labels, size = images.index.labels, data.pixels.shape[1]
-    first = [np.flatnonzero(labels == c)[:SHOWN] for c in np.unique(labels)]
-    shown = np.concatenate(first)
-    channels = data.pixels.shape[3]
-    sheets = Pixels([(images, shown)], size, channels).read()
-    contact_sheets(sheets, labels[shown], images.class_names, folder)
-    small = min(size, _COPY_SIZE)
-    samples = Pixels([(images, np.arange(len(images)))], small, channels)
-    real = data.pixels.resized(small).read(data.members["real"][0])
-    try:
-      found = copies.report(samples.read(), real)
-    except UserError as error:  # Too few to compare.
-      found = {"not_compared": str(error)}
-    cache.write_whole(file, json.dumps(found, indent=1).encode())
-  report = json.loads(file.read_text())
-  if "not_compared" in report:
-    return [f"not looked for copies: {report['not_compared']}"]
-  return copies.lines(report)
+  images = records.of_prepared(folder)["train"]
+  labels = images.index.labels
+  first = [np.flatnonzero(labels == c)[:SHOWN] for c in np.unique(labels)]
+  shown, channels = np.concatenate(first), data.pixels.shape[3]
+  side = min(int(images.index.widths.max()), _SHEET_SIZE)
+  sheets = Pixels([(images, shown)], side, channels).read()
+  contact_sheets(sheets, labels[shown], images.class_names, folder)
+  real = data.members["real"][0]
+  say(f"  looking for copies of {len(real):,} training images")
+  side = min(side, _COPY_SIZE)
+  samples = Pixels([(images, np.arange(len(images)))], side, channels)
+  try:
+    report = copies.report(samples.read(), data.pixels.resized(side).read(real))
+    lines = copies.lines(report)
+  except UserError as error:  # Too few to compare.
+    report = {"not_compared": str(error)}
+    lines = [f"not looked for copies: {error}"]
+  content = json.dumps(report, indent=1).encode()
+  cache.write_whole(folder / _COPIES, content)
+  return lines

@@ -5,6 +5,7 @@ clusters of every class out of a good generator's images makes that gap on
 purpose, as wide as one likes, without another training.
 """
 
+from collections.abc import Sequence
 import io
 from pathlib import Path
 
@@ -42,13 +43,41 @@ class Modes:
     return distances.argmin(-1) < number - self._dropped
 
 
+def check(
+  images: np.ndarray,
+  labels: np.ndarray,
+  number: int,
+  dropped: int,
+  class_names: Sequence[str],
+) -> None:
+  """Raises UserError for what `fit` cannot do.
+
+  Args:
+    images: uint8 ``[N, H, W, C]``.
+    labels: Class indices, ``[N]``.
+    number: Clusters a class.
+    dropped: How many of them are dropped.
+    class_names: Names of the classes.
+  """
+  if not 0 < dropped < number:
+    raise UserError(
+      f"config.sample.dropped_modes={dropped} must be at least 1 and less than "
+      f"config.sample.modes={number}; 0 of both drops none."
+    )
+  for c, name in enumerate(class_names):
+    if (count := len(np.unique(images[labels == c], axis=0))) < number:
+      raise UserError(
+        f"config.sample.modes={number}: class {name!r} has {count} different "
+        "training images; take no more modes than that."
+      )
+
+
 def fit(
   images: np.ndarray,
   labels: np.ndarray,
   number: int,
   dropped: int,
   *,
-  class_names: tuple[str, ...],
   file: Path,
 ) -> Modes:
   """Clusters the images of each class by k-means of their pixels.
@@ -58,25 +87,9 @@ def fit(
     labels: Class indices, ``[N]``.
     number: Clusters a class.
     dropped: How many of them, the smallest, are dropped.
-    class_names: Names of the classes.
     file: Keeps the centres, so that a command that continues has the same bits.
 
-  Raises:
-    UserError: the numbers do not fit, or a class has fewer different images.
   """
-  if not 0 < dropped < number:
-    raise UserError(
-      f"config.sample.dropped_modes={dropped} must be at least 1 and less than "
-      f"config.sample.modes={number}; 0 of both drops none."
-    )
-  counts = [
-    len(np.unique(images[labels == c], axis=0)) for c in range(len(class_names))
-  ]
-  if min(counts) < number:
-    raise UserError(
-      f"config.sample.modes={number}: class {class_names[np.argmin(counts)]!r} "
-      f"has {min(counts)} different training images."
-    )
   try:
     return Modes(np.load(file), dropped)
   except (OSError, ValueError):
@@ -85,7 +98,7 @@ def fit(
   from sklearn.cluster import KMeans
 
   centres = []
-  for c in range(len(class_names)):
+  for c in range(labels.max() + 1):
     of_class = images[labels == c].reshape((labels == c).sum(), -1)
     found = KMeans(number, n_init=4, random_state=0).fit(of_class)
     largest_first = np.argsort(-np.bincount(found.labels_), kind="stable")

@@ -342,6 +342,10 @@ class UNet(nn.Module):
 
 def _check_levels(multipliers: tuple[int, ...], sides: Sequence[int]) -> None:
   """Raises UserError if the sides cannot be halved from level to level."""
+  if any(not isinstance(m, int) or m < 1 for m in multipliers):
+    raise UserError(
+      f"config.model.multipliers={multipliers} must be positive whole numbers."
+    )
   if not multipliers:
     raise UserError(
       "config.model.multipliers=() gives the network no level; give at least "

@@ -18,7 +18,7 @@ References:
   <https://arxiv.org/abs/2207.12598>`_, 2022
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import inspect
 from pathlib import Path
@@ -31,9 +31,7 @@ import ml_collections
 import numpy as np
 
 from synguide_jax.errors import check_known, check_not_negative, UserError
-
-# (labels [N], indices [N]) -> images, uint8 [N, H, W, 3].
-Generate = Callable[[np.typing.ArrayLike, np.typing.ArrayLike], np.ndarray]
+from synguide_jax.synthesis.sampling import Generator
 
 _DTYPES = ("auto", "float16", "bfloat16", "float32")
 
@@ -93,7 +91,7 @@ def image_seed(seed: int, index: int) -> int:
 
 def open_pipeline(
   config: ml_collections.ConfigDict, class_names: Sequence[str]
-) -> Generate:
+) -> Generator:
   r"""Loads a text-to-image pipeline; returns the function that calls it.
 
   Image n depends on the config, its label and its index only: its noise comes

@@ -93,8 +93,8 @@ class Sampler:
       Images, uint8 ``[N, H, W, C]``.
 
     Raises:
-      UserError: if ``labels`` and ``indices`` differ in shape, or a label is
-        not one of the network's classes.
+      UserError: if ``labels`` and ``indices`` differ in shape, a label is not
+        one of the network's classes, or an image is not finite.
     """
     labels = np.asarray(labels, np.int32)
     indices = np.asarray(indices, np.uint32)
@@ -112,7 +112,7 @@ class Sampler:
         f"{labels.min()} to {labels.max()}."
       )
     padding = (0, -len(labels) % self.batch_size)
-    batches = [
+    made = [
       self._sample(
         self._params,
         self._key,
@@ -125,32 +125,62 @@ class Sampler:
         strict=True,
       )
     ]
-    if not batches:
+    if not made:
       return np.zeros((0, *self._shape), np.uint8)
-    return np.concatenate([np.asarray(b) for b in batches])[: len(labels)]
+    images, finite = (np.concatenate(x) for x in zip(*made, strict=True))
+    if wrong := int((~finite[: len(labels)]).sum()):
+      raise UserError(
+        f"{wrong} of {len(labels)} images are not finite: the generator is "
+        "broken, or config.sample and config.diffusion do not fit its training."
+      )
+    return images[: len(labels)]
 
 
 def check(config: Any) -> None:
   """Raises UserError for what of a config would only fail in sampling."""
-  fields, diffusion = config.sample, config.diffusion
-  edm.sigma_schedule(fields.num_steps)
-  if fields.guidance and not diffusion.label_dropout:
+  sample, diffusion = config.sample, config.diffusion
+  rules = {
+    "sample.num_steps": (sample.num_steps, 2, "at least 2; 18 is usual"),
+    "sample.guidance": (sample.guidance, 0, "at least 0, for none"),
+    "sample.truncation": (
+      sample.truncation,
+      0,
+      "at least 0, standard deviations of the noise; 0 is for none",
+    ),
+  }
+  for field, (value, lowest, wanted) in rules.items():
+    if value < lowest:
+      raise UserError(f"config.{field}={value} must be {wanted}.")
+  if not 0 < diffusion.sigma_min < diffusion.sigma_max:
     raise UserError(
-      f"config.sample.guidance is {fields.guidance}, but with "
+      f"config.diffusion.sigma_min={diffusion.sigma_min} must be above 0 and "
+      f"below sigma_max={diffusion.sigma_max}; 0.002 and 80 are usual."
+    )
+  if diffusion.rho <= 0:
+    raise UserError(
+      f"config.diffusion.rho={diffusion.rho} must be positive; 7 is usual."
+    )
+  if diffusion.label_dropout == 1:
+    raise UserError(
+      "config.diffusion.label_dropout=1.0 trains a generator that knows no "
+      "class; 0.1 is usual."
+    )
+  if sample.guidance and not diffusion.label_dropout:
+    raise UserError(
+      f"config.sample.guidance is {sample.guidance}, but with "
       "config.diffusion.label_dropout of 0 the unconditional model was never "
       "trained: set guidance to 0, or train with label_dropout 0.1."
-    )
-  if fields.truncation < 0:
-    raise UserError(
-      f"config.sample.truncation={fields.truncation} must be positive, in "
-      "standard deviations of the noise, or 0 for none."
     )
 
 
 def _group_sampler(
   network: nn.Module, config: Any, shape: tuple[int, int, int]
-) -> Callable[..., jax.Array]:
-  """Makes ``(params, key, labels [N], indices [N]) -> uint8 [N, H, W, C]``."""
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """Makes the function of a group.
+
+  It is ``(params, key, labels [N], indices [N]) -> (images, finite)``: uint8
+  ``[N, H, W, C]``, and whether each was finite before, bool ``[N]``.
+  """
   fields, diffusion = config.sample, config.diffusion
   sigmas = edm.sigma_schedule(
     fields.num_steps, diffusion.sigma_min, diffusion.sigma_max, diffusion.rho
@@ -174,6 +204,8 @@ def _group_sampler(
       jax.vmap(noise_of)(keys),
       sigmas,
     )
-    return jnp.round(jnp.clip((images + 1) / 2, 0, 1) * 255).astype(jnp.uint8)
+    finite = jnp.isfinite(images).all(axis=(1, 2, 3))
+    images = jnp.round(jnp.clip((images + 1) / 2, 0, 1) * 255)
+    return images.astype(jnp.uint8), finite
 
   return sample

@@ -251,6 +251,13 @@ def test_write_to_a_folder_of_ones_own(tmp_path):
   assert prepared.read_provenance(folder)["seed"] == 3
 
 
+def test_a_damaged_index_is_named():
+  file = _prepare() / "train.index.npz"
+  file.write_bytes(file.read_bytes()[:200])
+  with pytest.raises(UserError, match=f"{file} is damaged .* delete"):
+    len(records.of_prepared(file.parent)["train"].index)
+
+
 def test_reading_what_is_no_set(tmp_path):
   with pytest.raises(UserError, match="no complete prepared set: .*provenance"):
     prepared.read_provenance(tmp_path)

@@ -31,7 +31,10 @@ def test_nearest_of_all_blocks(exclude_self, k, block):
   references = _images(0, 21)
   queries = references if exclude_self else _images(1, 13)
   distances, indices = copies.nearest(
-    queries, references, k=k, exclude_self=exclude_self, block=block
+    *(queries, references),
+    own=np.arange(21) if exclude_self else None,
+    k=k,
+    block=block,
   )
   expected = _by_hand(queries, references, k, exclude_self)
   assert distances.dtype == np.float32 and indices.dtype == np.int32
@@ -67,7 +70,9 @@ def test_equal_references_are_found_in_order():
   distances, indices = copies.nearest(same, same, k=3, block=2)
   assert not distances.any()
   np.testing.assert_array_equal(indices, [[0, 1, 2]] * 7)
-  _, indices = copies.nearest(same, same, k=2, exclude_self=True, block=2)
+  _, indices = copies.nearest(
+    same, same, k=2, own=np.arange(len(same)), block=2
+  )
   np.testing.assert_array_equal(indices, [[1, 2], [0, 2]] + [[0, 1]] * 5)
 
 
@@ -77,7 +82,9 @@ def test_one_program_for_any_number_of_images():
   programs = copies._merge._cache_size()
   for queries, those in ((3, 30), (16, 7), (40, 17), (1, 16)):
     copies.nearest(_images(2, queries), references[:those], block=16)
-  copies.nearest(references, references, exclude_self=True, block=16)
+  copies.nearest(
+    references, references, own=np.arange(len(references)), block=16
+  )
   assert copies._merge._cache_size() == programs
 
 
@@ -93,10 +100,15 @@ def test_no_queries():
     (_images(0, 3), np.zeros((1, 4), np.uint8), {}, "references must be uint8"),
     (_images(0, 3, (2, 2, 1)), _images(0, 3), {}, r"\[2, 2, 1\] .* resized"),
     (_images(0, 1), _images(0, 1), {}, "k=2 .* find, 1"),
-    (_images(0, 2), _images(0, 2), {"exclude_self": True}, "k=2 .* find, 1"),
-    (_images(0, 0), _images(0, 0), {"exclude_self": True}, "k=2 .* find, 0"),
+    (_images(0, 2), _images(0, 2), {"own": np.arange(2)}, "k=2 .* find, 1"),
+    (_images(0, 0), _images(0, 0), {"own": np.arange(0)}, "k=2 .* find, 0"),
     (_images(0, 2), _images(0, 3), {"k": 0}, "k=0"),
-    (_images(0, 2), _images(0, 3), {"exclude_self": True}, "the 3 references"),
+    (
+      _images(0, 2),
+      _images(0, 3),
+      {"own": np.arange(3)},
+      "2 queries, got 3",
+    ),
     (*[_images(0, 2, (8, 4129, 1))] * 2, {}, "33032 values .* 33025"),
   ],
 )

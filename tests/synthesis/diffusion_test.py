@@ -167,11 +167,21 @@ def test_step_over_runs_equals_single_runs():
     ("num_steps", 0, "num_steps must be at least 1, got 0"),
     ("diffusion.augment", 1.5, "augment=1.5 must be a probability"),
     ("diffusion.label_dropout", -0.1, "label_dropout=-0.1 must be"),
+    ("diffusion.sigma_data", 0.0, "sigma_data=0.0 must be positive"),
+    ("ema", 1.0, "ema=1.0 must be at least 0 and below 1"),
+    ("model.width", 0, "model.width=0 must be positive"),
   ],
 )
 def test_make_reports_a_wrong_config(field, value, message):
   with pytest.raises(UserError, match=message):
     diffusion.make(small.config(**{field: value}), small.INFO)
+
+
+def test_a_field_of_another_network_is_reported():
+  config = small.config().unlock()
+  config.model.attention = (8,)
+  with pytest.raises(UserError, match="residual_mlp: .*'attention'"):
+    diffusion.make(config, small.INFO)
 
 
 def test_digits_config_arguments():

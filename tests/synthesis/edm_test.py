@@ -41,7 +41,7 @@ def test_sigma_schedule_matches_the_formula():
 
 
 def test_sigma_schedule_needs_two_steps():
-  with pytest.raises(ValueError, match="num_steps of at least 2, got 1"):
+  with pytest.raises(ValueError, match="num_steps=1 must be at least 2"):
     edm.sigma_schedule(1)
 
 

@@ -102,7 +102,7 @@ def test_modes_that_leave_nothing_are_reported(tmp_path):
     _examples(tmp_path, 60, modes=_modes(2))
 
 
-def test_contact_sheets_and_copies_are_written_once(tmp_path, monkeypatch):
+def test_contact_sheets_and_copies(tmp_path, monkeypatch):
   monkeypatch.setenv("SYNGUIDE_CACHE", str(tmp_path))
   config = small.config().data
   config.image_size = 8
@@ -127,5 +127,3 @@ def test_contact_sheets_and_copies_are_written_once(tmp_path, monkeypatch):
   assert names == ["00_0.png", "01_1.png"]
   with Image.open(folder / "contact_sheet.png") as sheet:
     assert sheet.size[1] > 2 * 48
-  monkeypatch.setattr(generated.copies, "report", None)
-  assert generated.look_at(folder, data) == lines

@@ -18,9 +18,7 @@ def _images():
 
 
 def _fit(images, labels, number, dropped, file):
-  return modes.fit(
-    images, labels, number, dropped, class_names=("a", "b"), file=file
-  )
+  return modes.fit(images, labels, number, dropped, file=file)
 
 
 def test_the_smallest_modes_are_dropped(tmp_path):
@@ -48,7 +46,8 @@ def test_the_centres_are_kept(tmp_path):
     (61, 1, "modes=61: class 'a' has 60 different training images"),
   ],
 )
-def test_wrong_numbers_are_reported(number, dropped, message, tmp_path):
+def test_wrong_numbers_are_reported(number, dropped, message):
   images, labels, _ = _images()
+  modes.check(images, labels, 60, 59, ("a", "b"))
   with pytest.raises(UserError, match=message):
-    _fit(images, labels, number, dropped, tmp_path / "modes.npy")
+    modes.check(images, labels, number, dropped, ("a", "b"))

@@ -116,6 +116,13 @@ def test_truncated_noise_makes_images_more_alike():
   assert 55 < spread[0] < 63
 
 
+def test_images_that_are_not_finite_are_reported():
+  config = small.config()
+  params = jax.tree.map(lambda x: x * jnp.nan, small.random_params(config))
+  with pytest.raises(UserError, match="2 of 2 images are not finite"):
+    sampling.Sampler(config, params, small.INFO)([0, 1], [0, 1])
+
+
 def test_no_images():
   assert _sampler()([], []).shape == (0, 4, 4, 1)
 
@@ -135,8 +142,13 @@ def test_wrong_arguments_are_reported():
       {"diffusion.label_dropout": 0.0, "sample.guidance": 1.0},
       "never trained",
     ),
-    ({"sample.num_steps": 1}, "num_steps of at least 2, got 1"),
-    ({"sample.truncation": -1.0}, "truncation=-1.0 must be positive"),
+    ({"sample.num_steps": 1}, "sample.num_steps=1 must be at least 2"),
+    ({"sample.truncation": -1.0}, "truncation=-1.0 must be at least 0"),
+    ({"sample.guidance": -1.0}, "guidance=-1.0 must be at least 0"),
+    ({"diffusion.sigma_min": 0.0}, "sigma_min=0.0 must be above 0"),
+    ({"diffusion.sigma_max": 0.001}, "below sigma_max=0.001"),
+    ({"diffusion.rho": 0.0}, "rho=0.0 must be positive"),
+    ({"diffusion.label_dropout": 1.0}, "label_dropout=1.0 .* no class"),
   ],
 )
 def test_a_wrong_config_is_reported(overrides, message):
