@@ -53,10 +53,13 @@ class Evaluator:
       correct = (logits.argmax(-1) == label) & mask
       classes = jax.nn.one_hot(label, num_classes, dtype=jnp.int32)
       per_class = jnp.einsum("rn,rnk->rk", correct.astype(jnp.int32), classes)
-      return jnp.where(mask, loss, 0.0).sum(-1), per_class
+      return (jnp.where(mask, loss, 0.0).sum(-1), per_class), logits
 
-    # Sums that every process can read.
-    self._sums = jax.jit(sums, out_shardings=mesh_lib.replicated(mesh))
+    # Sums that every process can read; logits stay where they are.
+    everywhere = mesh_lib.replicated(mesh)
+    where = everywhere, mesh_lib.per_run_and_image(mesh)
+    self._sums = jax.jit(sums, out_shardings=where)
+    self._gather = jax.jit(lambda x: x, out_shardings=everywhere)
 
   def __call__(
     self,
@@ -64,6 +67,8 @@ class Evaluator:
     frozen: Any,
     index: np.ndarray,
     of_run: np.ndarray | None = None,
+    *,
+    with_logits: bool = False,
   ) -> Metrics:
     """Evaluates every run on the images ``index``.
 
@@ -73,16 +78,18 @@ class Evaluator:
       index: Indices of the images, ``[N]``.
       of_run: Which of them count for each run, bool ``[runs, N]``; by default
         all.
+      with_logits: Whether to return the logits of all images too.
 
     Returns:
       ``loss`` (mean cross entropy in nats), ``accuracy`` (share of correct
       predictions) and ``balanced_accuracy`` (mean over classes of the share
       in the class), each float64 ``[runs]``, and ``class_accuracy``
-      ``[runs, K]``, NaN for a class without images.
+      ``[runs, K]``, NaN for a class without images. If asked for, also
+      ``logits``, float32 ``[runs, N, K]``, in every process.
     """
     if of_run is None:
       of_run = np.ones((1, len(index)), bool)
-    size, partial = self._batch_size, []
+    size, partial, kept = self._batch_size, [], []
     padding = -len(index) % size
     padded = np.pad(index, (0, padding)).astype(np.int32).reshape(-1, size)
     masks = np.pad(of_run, ((0, 0), (0, padding)))
@@ -90,11 +97,14 @@ class Evaluator:
     drawn = self._images.listed(list(padded), self._sharding)
     for batch, indices, mask in zip(drawn, padded, masks, strict=True):
       label = mesh_lib.place(self._labels[indices], self._sharding)
-      partial.append(
-        self._sums(state, frozen, self._images.stored, batch, label, mask)
+      sums, logits = self._sums(
+        state, frozen, self._images.stored, batch, label, mask
       )
+      partial.append(sums)
       if self._in_order:
-        jax.block_until_ready(partial[-1])
+        jax.block_until_ready(sums)
+      if with_logits:
+        kept.append(self._fetch(logits))
     losses, correct = zip(*jax.device_get(partial), strict=True)
     loss = np.sum(losses, axis=0, dtype=np.float64) / of_run.sum(-1)
     correct = np.sum(correct, axis=0, dtype=np.int64)
@@ -106,9 +116,17 @@ class Evaluator:
     )
     with np.errstate(invalid="ignore"):
       class_accuracy = correct / counts
-    return {
+    logits = {}
+    if with_logits:
+      logits["logits"] = np.concatenate(kept, axis=1)[:, : len(index)]
+    return logits | {
       "loss": loss,
       "accuracy": correct.sum(-1) / counts.sum(-1),
       "balanced_accuracy": np.nanmean(class_accuracy, -1),
       "class_accuracy": class_accuracy,
     }
+
+  def _fetch(self, logits: jax.Array) -> np.ndarray:
+    if not logits.is_fully_addressable:
+      logits = self._gather(logits)
+    return np.asarray(jax.device_get(logits), np.float32)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import contextlib
 import functools
+import operator
 from typing import Any
 
 from etils import epath
@@ -159,7 +160,14 @@ def best_run(results: Mapping[str, Any]) -> int:
 def load_classifier(
   workdir: epath.Path, results: Mapping[str, Any], run: int
 ) -> Any:
-  """Loads the classifier that a finished experiment selected.
+  """Loads the classifier of one run; see `load_classifiers`."""
+  return load_classifiers(workdir, results, [run])[0]
+
+
+def load_classifiers(
+  workdir: epath.Path, results: Mapping[str, Any], runs: Sequence[int]
+) -> list[Any]:
+  """Loads classifiers that a finished experiment selected.
 
   The images and weights that its config names are loaded as well, and those
   that a spec makes are made again if they are not in the cache any more.
@@ -167,19 +175,20 @@ def load_classifier(
   Args:
     workdir: Its folder.
     results: The contents of its results.json.
-    run: Number of the run.
+    runs: Numbers of the runs.
 
   Returns:
-    A :class:`synguide_jax.models.pretrained.Pretrained`.
+    A :class:`synguide_jax.models.pretrained.Pretrained` for each run.
 
   Raises:
     UserError: if there is no such run, it diverged, or what the config names
       is not there any more.
   """
-  if run not in results["runs"]:
-    raise UserError(f"{workdir} has no run {run}, only {results['runs']}.")
-  if str(run) in results["diverged"]:
-    raise UserError(f"Run {run} of {workdir} diverged.")
+  for run in runs:
+    if run not in results["runs"]:
+      raise UserError(f"{workdir} has no run {run}, only {results['runs']}.")
+    if str(run) in results["diverged"]:
+      raise UserError(f"Run {run} of {workdir} diverged.")
   import jax
 
   from synguide_jax import inputs, methods
@@ -194,10 +203,16 @@ def load_classifier(
   program, state = load_trained(config, workdir, inputs=made, devices=devices)
   if program.method.predict is None:
     raise UserError(f"{workdir} holds a {config.method}, not a classifier.")
-  place = results["runs"].index(run)
-  state = jax.tree.map(lambda leaf: leaf[place], state)
-  variables = {"params": state.params, "batch_stats": state.batch_stats}
-  return Pretrained(program.method.model, variables, program.info.image_shape)
+  every = {"params": state.params, "batch_stats": state.batch_stats}
+  places = [results["runs"].index(run) for run in runs]
+  return [
+    Pretrained(
+      program.method.model,
+      jax.tree.map(operator.itemgetter(place), every),
+      program.info.image_shape,
+    )
+    for place in places
+  ]
 
 
 def open_classifier(spec: str) -> Any:
@@ -221,6 +236,30 @@ def open_classifier(spec: str) -> Any:
   run = best_run(results)
   network = load_classifier(folder, results, run)
   return classifier.from_workdir(folder, results, run, network)
+
+
+def open_ensemble(folder: epath.Path, run: int | None = None) -> Any:
+  """Opens all runs of a finished workdir that did not diverge, or one.
+
+  Args:
+    folder: The workdir.
+    run: Number of the only run; None: all.
+
+  Returns:
+    A :class:`synguide_jax.analysis.predictions.Ensemble`, with the temperatures
+    in results.json.
+
+  Raises:
+    UserError: there is no such run, or the workdir is not finished.
+  """
+  if (results := workdir_lib.results(folder)) is None:
+    raise UserError(f"{folder} is not finished; there is no results.json.")
+  finite = [n for n in results["runs"] if str(n) not in results["diverged"]]
+  runs = finite if run is None else [run]
+  networks = load_classifiers(folder, results, runs)
+  from synguide_jax.analysis import predictions
+
+  return predictions.from_workdir(folder, results, runs, networks)
 
 
 def _evaluated(results: Mapping[str, Any]) -> str | None:

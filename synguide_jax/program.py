@@ -275,11 +275,15 @@ class Program:
     frozen: Any,
     index: np.ndarray,
     of_run: np.ndarray | None = None,
-  ) -> Mapping[str, np.ndarray]:
+    *,
+    with_logits: bool = False,
+  ) -> dict[str, np.ndarray]:
     """Evaluates every run; see :class:`synguide_jax.evaluate.Evaluator`."""
     if of_run is not None:
       of_run = self.places.fill(of_run)
-    found = self._evaluator(state, frozen, index, of_run)
+    found = self._evaluator(
+      state, frozen, index, of_run, with_logits=with_logits
+    )
     return {name: self.places.cut(values) for name, values in found.items()}
 
   @property

@@ -18,7 +18,7 @@ import filelock
 import jax
 import numpy as np
 
-from synguide_jax import cache, hosts
+from synguide_jax import cache, calibration, hosts
 from synguide_jax import results as results_lib
 from synguide_jax import workdir as workdir_lib
 from synguide_jax.checkpoint import Checkpointer
@@ -466,22 +466,35 @@ def _results(
   frozen: Any,
 ) -> dict[str, Any]:
   """Evaluates what was selected: the only look at the test images."""
-  state, evaluations = _selected(config, program, carry, best), {}
+  state = _selected(config, program, carry, best)
+  evaluations, logits = {}, {}
   if program.method.predict:
     last = sum(stage.num_steps for stage in program.method.stages)
     for name in ("validation", *config.evaluate_on):
       if len(data.indices[name]):
         of_run = data.tested_by if name == "test" else None
-        evaluations[name] = program.evaluate(
-          state, frozen, data.indices[name], of_run
+        # Without validation images there is nothing to fit a temperature on.
+        wanted = name in ("validation", "test")
+        wanted = wanted and len(data.indices["validation"]) > 0
+        found = program.evaluate(
+          *(state, frozen, data.indices[name], of_run), with_logits=wanted
         )
-        losses = evaluations[name]["loss"]
-        carry = program.mark_diverged(carry, losses, last)
+        if wanted:
+          logits[name] = found.pop("logits")
+        evaluations[name] = found
+        carry = program.mark_diverged(carry, found["loss"], last)
   diverged = program.places.fetch(carry["diverged"])
   evaluations = {
     name: results_lib.summarise_evaluation(metrics, diverged < 0)
     for name, metrics in evaluations.items()
   }
+  if logits:
+    evaluations["calibration"] = calibration.report(
+      logits,
+      {name: data.labels[data.indices[name]] for name in logits},
+      diverged < 0,
+      of_run={"test": data.tested_by},
+    )
   numbers = run_numbers(config)
   return {
     "method": config.method,

@@ -522,7 +522,11 @@ def test_prepare_says_what_is_in_the_sets():
 
 
 @pytest.mark.parametrize(
-  "command", ["main", "sweep", "table", "export", "prepare", "label"]
+  "command",
+  [
+    *("main", "sweep", "table", "export", "prepare", "label", "synthesize"),
+    "predict",
+  ],
 )
 def test_help_shows_the_flags(command):
   done = _python("-m", f"synguide_jax.{command}", "--help")
@@ -533,5 +537,6 @@ def test_help_shows_the_flags(command):
     "export": "--workdir",
     "prepare": "--source",
     "label": "--source",
+    "predict": "--workdir",
   }
   assert flags.get(command, "--config") in done.stdout

@@ -137,7 +137,8 @@ def test_evaluation_counts_every_image_once(devices, count, where):
   )
   index = rng.permutation(100)[:count]
   state = jax.device_put(jnp.asarray(table), everywhere)
-  metrics = evaluator(state, None, index)
+  metrics = evaluator(state, None, index, with_logits=True)
+  np.testing.assert_array_equal(metrics["logits"], table[:, index])
   # With parts of their own, runs are what each would be alone.
   of_run = rng.random((2, count)) < 0.5
   of_run[:, 0] = True
