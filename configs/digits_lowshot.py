@@ -8,8 +8,8 @@ the project's own diffusion model, M_p a small network that reads letters.
   python -m synguide_jax.sweep --config=configs/digits_lowshot.py
   python -m synguide_jax.table --workdirs='runs/digits_lowshot/*'
 
-On two CPU cores the first takes 80 s and gives 92.55 +- 0.71 (n = 10), 92.80 +-
-0.97 with --config.guidance.pg_weight=100. For the second see BENCHMARKS.md.
+On two CPU cores the first takes a minute and gives 92.74 +- 0.99 (n = 10). For
+the second see BENCHMARKS.md.
 
 The argument chooses the synthetic images, see configs/generators/digits.py:
 `digits_lowshot.py:narrow` (the default), `:weak`, `:strong`, or `:smoke`.

@@ -9,7 +9,7 @@ must cope with each. The argument chooses::
   smoke   a few steps of a tiny network, for tests
 
 Made where a config says `generate:configs/generators/digits.py[:arg]`. On two
-CPU cores narrow takes 28 s, 2,000 images included. A support vector machine
+CPU cores narrow takes 24 s, 2,000 images included. A support vector machine
 trained on the real images recognises 100.0 (narrow), 70.3 (weak) and 98.1 %
 (strong) of them; see BENCHMARKS.md.
 """
