@@ -124,24 +124,21 @@ class ConsoleWriter:
   It has the methods of a clu ``MetricWriter`` that the trainer calls.
   """
 
-  def __init__(self):
-    self._steps_per_second = None
-
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Prints progress, losses and accuracies; notes steps_per_sec."""
-    if "steps_per_sec" in scalars:
-      self._steps_per_second = scalars["steps_per_sec"]
-    if "progress" not in scalars:
-      return
+    """Prints progress, losses, accuracies, speed and the time left."""
     total = round(step / scalars["progress"])
     parts = [f"  step {step:>{len(str(total))}}/{total}"]
     for name, label in _SHOWN.items():
       if name in scalars:
         parts.append(f"{label} {_format(name, scalars[name])}")
-    if rate := self._steps_per_second:
+    if rate := scalars.get("steps_per_sec"):
       parts.append(f"{rate:.{0 if rate >= 10 else 1}f} steps/s")
-      parts.append(f"{duration((total - step) / rate)} left")
+    if "seconds_left" in scalars:
+      parts.append(f"{duration(scalars['seconds_left'])} left")
     say("  ".join(parts))
+
+  def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+    """Does nothing: a terminal shows none."""
 
   def flush(self) -> None:
     """Does nothing: every line is printed at once."""

@@ -70,7 +70,7 @@ def train(
   Returns:
     The contents of results.json.
   """
-  from clu import metric_writers, periodic_actions
+  from clu import metric_writers
 
   from synguide_jax.train import train_and_evaluate
 
@@ -80,12 +80,9 @@ def train(
   if show_progress:
     writers.append(console.ConsoleWriter())
   writer = metric_writers.MultiWriter(writers)
-  progress = periodic_actions.ReportProgress(
-    every_steps=config.eval_every, every_secs=None, writer=writer
-  )
   with contextlib.closing(writer), _Trace(workdir, profile) as trace:
     return train_and_evaluate(
-      config, workdir, writer, hooks=(progress, trace), inputs=inputs
+      config, workdir, writer, hooks=(trace,), inputs=inputs
     )
 
 

@@ -99,6 +99,7 @@ class Program:
       config.batch_size // (shares * config.microbatches) * side**2,
     )
     self.images = images.create(config.data, data.pixels, self.mesh)
+    self._pixels = data.pixels
     self._host = {"labels": data.labels, "real": data.real}
     self._evaluator = Evaluator(
       self._logits,
@@ -239,6 +240,46 @@ class Program:
       _draw, feed, number, stage.streams, self.places.count
     )
     return self.images.batches(draw, start, stage.num_steps)
+
+  def images_per_step(self, number: int) -> int:
+    """Images that a step of stage ``number`` draws, over all runs."""
+    streams = self.method.stages[number].streams.values()
+    return self.places.num_runs * sum(x.batch_size for x in streams)
+
+  def examples(self, feed: Feed, number: int, count: int) -> dict[str, Batch]:
+    """Returns what the first step of a stage shows the first run.
+
+    It is computed by this process alone, on one of its devices.
+
+    Args:
+      feed: Says what is drawn.
+      number: Index of the stage.
+      count: Images of a batch to return, at most.
+
+    Returns:
+      The first images of the batch of each stream, as numpy's arrays.
+    """
+    streams = self.method.stages[number].streams
+    drawn = {
+      name: Drawn(index[0], self._pixels.read(index[0]))
+      for name, index in feed(number, streams, 0).items()
+    }
+
+    def augmented(runs, stored, drawn):
+      key = self._make_keys(runs)[2, 0]
+      _, batches = self._batches(number, key, 0, stored, drawn)
+      return {
+        name: Batch(
+          batch.images[..., :count, :, :, :],
+          batch.labels[:count],
+          batch.real[:count],
+        )
+        for name, batch in batches.items()
+      }
+
+    arguments = self._runs[:1], {**self._host, "images": None}, drawn
+    placed = jax.device_put(arguments, self.mesh.local_devices[0])
+    return jax.device_get(_jit(augmented, self.mesh)(*placed))
 
   def reset_metrics(self, carry: Arrays) -> Arrays:
     """Returns ``carry`` with the sums of the metrics set to zero."""
@@ -398,22 +439,34 @@ class Program:
   def _step_of_all(self, number: int) -> Callable[..., Any]:
     """The stage's step: draw and augment the batches, then the method's."""
     stage = self.method.stages[number]
-    streams = sorted(stage.streams.items())
 
     def step_of_all(state, frozen, keys, stored, drawn, step):
       def step_of_run(frozen, state, key, drawn):
-        key = jax.random.fold_in(jax.random.fold_in(key, number), step)
-        step_key, *draw_keys = jax.random.split(key, len(streams) + 1)
-        batches = {
-          name: self._batch(draw_key, stored, drawn[name], stream.views)
-          for draw_key, (name, stream) in zip(draw_keys, streams, strict=True)
-        }
+        step_key, batches = self._batches(number, key, step, stored, drawn)
         progress = jnp.float32(step) / stage.num_steps
         return stage.step(state, frozen, batches, step_key, progress)
 
       return self._over_runs(step_of_run)(frozen, state, keys[2], drawn)
 
     return step_of_all
+
+  def _batches(
+    self,
+    number: int,
+    key: jax.Array,
+    step: jax.Array | int,
+    stored: Arrays,
+    drawn: Mapping[str, Drawn],
+  ) -> tuple[jax.Array, dict[str, Batch]]:
+    """Returns the key of a run's step, and its batches, augmented."""
+    streams = sorted(self.method.stages[number].streams.items())
+    key = jax.random.fold_in(jax.random.fold_in(key, number), step)
+    step_key, *draw_keys = jax.random.split(key, len(streams) + 1)
+    batches = {
+      name: self._batch(draw_key, stored, drawn[name], stream.views)
+      for draw_key, (name, stream) in zip(draw_keys, streams, strict=True)
+    }
+    return step_key, batches
 
   def _batch(
     self, key: jax.Array, stored: Arrays, drawn: Drawn, views: int

@@ -33,6 +33,7 @@ from synguide_jax.errors import (
   Preempted,
   UserError,
 )
+from synguide_jax.logs import Log
 from synguide_jax.preemption import Preemption
 from synguide_jax.program import Arrays, Program
 from synguide_jax.results import plain
@@ -76,7 +77,9 @@ def train_and_evaluate(
     config: An ``ml_collections.ConfigDict``, see configs/.
     workdir: Folder of this experiment, made if missing; local or remote.
     writer: A clu ``MetricWriter``, or anything with its ``write_scalars(step,
-      scalars)`` and ``flush()``.
+      scalars)`` and ``flush()``. Where it has ``write_images(step, images)``,
+      uint8 ``[N, H, W, 3]`` by name, it gets examples of the batches, from the
+      first process only. See `logs.Log` for the names.
     hooks: Called with the number of steps done, after each step.
     inputs: What the specs of ``config`` stand for where only a command can
       make it, by spec: a prepared set or a checkpoint folder.
@@ -163,23 +166,29 @@ def _train(
   )
   stages = program.method.stages
   total = sum(stage.num_steps for stage in stages)
+  log = Log(writer, program)
   before_this_session = position.seconds - time.monotonic()
   checked = 0
   while True:
     stage = stages[position.stage]
     before = _steps_done(program, position) - position.step
+    log.enter(position.stage, before)
+    if not position.step:
+      log.examples(feed)
     step = program.step(position.stage, frozen)
     batches = program.batches(feed, position.stage, position.step)
     with contextlib.closing(batches):
       for drawn in batches:
         carry = step(carry, drawn, position.step)
+        log.stepped()
         position.step += 1
         done = before + position.step
         last = position.step == stage.num_steps
         due = last or position.step % config.eval_every == 0
         if due:
-          # So that a hook that measures time sees steps done, not dispatched.
+          # So that what measures time sees steps done, not dispatched.
           jax.block_until_ready(carry)
+          log.measure()
         for hook in hooks:
           hook(done)
 
@@ -195,7 +204,7 @@ def _train(
           )
           carry = program.reset_metrics(carry)
           position.history.append(plain(record | found))
-          _write(writer, record | found, done / total)
+          log.write(record | found)
         stopping = preemption.reached(done)
         if due or stopping or checkpoints.due(done):
           # Before the save: the last good checkpoint must stay.
@@ -420,17 +429,6 @@ def _mean_metrics(
 ) -> dict[str, np.ndarray]:
   sums = program.places.fetch(carry["metrics"])
   return {name: value / np.float32(steps) for name, value in sums.items()}
-
-
-def _write(writer: Any, record: Mapping[str, Any], progress: float) -> None:
-  """Writes means over the runs, those that diverged left out."""
-  scalars = {"progress": progress}
-  for group in ("train", "validation"):
-    for name, values in record.get(group, {}).items():
-      finite = values[np.isfinite(values)]
-      if len(finite):
-        scalars[f"{group}/{name}"] = float(finite.mean())
-  writer.write_scalars(record["step"], scalars)
 
 
 def _check_finite(

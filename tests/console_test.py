@@ -1,5 +1,6 @@
 """Tests of what commands show."""
 
+import numpy as np
 import pytest
 
 from synguide_jax import console, experiment
@@ -32,19 +33,19 @@ def test_percent():
 
 def test_writer_prints_progress_and_time_left(capsys):
   writer = console.ConsoleWriter()
-  writer.write_scalars(30, {"steps_per_sec": 13.5})
-  assert capsys.readouterr().out == ""
   writer.write_scalars(
     30,
     {
       "progress": 0.1,
+      "steps_per_sec": 13.5,
+      "images_per_sec": 1728.0,
+      "seconds_left": 20.2,
       "train/loss": 2.01174,
       "train/conflict_rate": 0.1234,
       "train/real_accuracy": 0.5,
       "validation/accuracy": 0.916,
     },
   )
-  # 270 steps are left, at 13.5 a second.
   assert capsys.readouterr().out == (
     "  step  30/300  loss 2.0117  conflicts 12.3%  validation 91.6%"
     "  14 steps/s  20s left\n"
@@ -54,10 +55,12 @@ def test_writer_prints_progress_and_time_left(capsys):
 def test_writer_without_speed_or_validation(capsys):
   writer = console.ConsoleWriter()
   writer.write_scalars(2, {"progress": 1.0, "train/loss": 1.0})
-  writer.write_scalars(1, {"steps_per_sec": 0.25})
-  writer.write_scalars(1, {"progress": 0.5, "train/loss": 0.5})
+  writer.write_scalars(
+    1, {"progress": 0.5, "steps_per_sec": 0.25, "train/loss": 0.5}
+  )
+  writer.write_images(0, {"examples": np.zeros((1, 2, 2, 3), np.uint8)})
   assert capsys.readouterr().out == (
-    "  step 2/2  loss 1.0000\n  step 1/2  loss 0.5000  0.2 steps/s  4s left\n"
+    "  step 2/2  loss 1.0000\n  step 1/2  loss 0.5000  0.2 steps/s\n"
   )
   writer.flush()
 

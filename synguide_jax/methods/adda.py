@@ -271,7 +271,8 @@ def _adaptation(
 
   streams = two_streams.streams(config, info)
   step = _step(section, trained, judge, txs)
-  return Stage("adapt", num_steps, streams, step, enter)
+  rate = optimizers.schedule(two_stage.second_optimizer(config), num_steps)
+  return Stage("adapt", num_steps, streams, step, enter, rate)
 
 
 def make(config: Any, info: Info) -> Method:
@@ -285,13 +286,14 @@ def make(config: Any, info: Info) -> Method:
     two_streams.streams(config, info)["real"],
   )
   tx = optimizers.create(config.optimizer, steps[0])
+  rate = optimizers.schedule(config.optimizer, steps[0])
 
   def init(key, images):
     return trained.init(key, images, tx), None
 
   return Method(
     stages=(
-      two_stage.pretraining(config, info, trained, tx, steps[0]),
+      two_stage.pretraining(config, info, trained, tx, steps[0], rate),
       _adaptation(config, info, trained, steps[1]),
     ),
     init=init,

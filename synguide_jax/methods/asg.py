@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from synguide_jax.errors import check_known, check_not_negative, UserError
-from synguide_jax.methods import networks, new_head, supervised
+from synguide_jax.methods import networks, new_head, optimizers, supervised
 from synguide_jax.methods.base import Info, Method, Stage, Stream
 from synguide_jax.methods.microbatches import accumulate
 from synguide_jax.state import TrainState
@@ -101,6 +101,7 @@ def make(config: Any, info: Info) -> Method:
   old_head = _old_head(config, trained, network)
   classifier = new_head.create_classifier(config, info, trained)
   tx = new_head.create_optimizer(config, steps, trained)
+  rate = optimizers.schedule(config.optimizer, steps)
 
   def trainable(state):
     heads = state.extra if old_head == "trainable" else {}
@@ -165,7 +166,7 @@ def make(config: Any, info: Info) -> Method:
     return state, metrics
 
   return Method(
-    stages=(Stage("train", steps, streams, step),),
+    stages=(Stage("train", steps, streams, step, learning_rate=rate),),
     init=init,
     predict=classifier.predict,
     model=classifier.model,

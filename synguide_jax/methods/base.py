@@ -95,6 +95,8 @@ class Stage:
       [0, 1). ``metrics`` are float scalars and contain ``"loss"``, by which a
       diverged run is recognised.
     enter: ``(state, key) -> state``, called once as the stage begins.
+    learning_rate: The optimiser's by the step of the stage, from 0 on, to be
+      logged; None: it is not.
   """
 
   name: str
@@ -102,6 +104,7 @@ class Stage:
   streams: Mapping[str, Stream]
   step: StepFn
   enter: Callable[[TrainState, jax.Array], TrainState] = _keep
+  learning_rate: Callable[[int], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

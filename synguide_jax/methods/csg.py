@@ -38,7 +38,7 @@ import optax
 
 from synguide_jax import models
 from synguide_jax.errors import check_known, check_not_negative, UserError
-from synguide_jax.methods import networks, new_head, supervised
+from synguide_jax.methods import networks, new_head, optimizers, supervised
 from synguide_jax.methods.base import Info, Method, Stage, Stream
 from synguide_jax.models import Model
 from synguide_jax.models.mlp import MLP
@@ -333,6 +333,7 @@ def make(config: Any, info: Info) -> Method:
   pool = _POOLINGS[section.pooling]
   classifier = new_head.create_classifier(config, info, trained)
   tx = new_head.create_optimizer(config, steps, trained)
+  rate = optimizers.schedule(config.optimizer, steps)
   heads = {x: MLP((shapes[x][-1], section.dimension)) for x in layers}
   contrast = _Contrast(heads, pool, section.temperature)
 
@@ -422,7 +423,7 @@ def make(config: Any, info: Info) -> Method:
     return state, metrics
 
   return Method(
-    stages=(Stage("train", steps, streams, step),),
+    stages=(Stage("train", steps, streams, step, learning_rate=rate),),
     init=init,
     predict=classifier.predict,
     model=classifier.model,

@@ -291,7 +291,12 @@ def make(config: Any, info: Info) -> Method:
   steps = two_stage.lengths(config, info, first, streams["real"])
   trained = networks.create_trained(config, info)
   before = optimizers.create(config.optimizer, steps[0])
-  after = optimizers.create(two_stage.second_optimizer(config), steps[1])
+  second = two_stage.second_optimizer(config)
+  after = optimizers.create(second, steps[1])
+  rates = (
+    optimizers.schedule(config.optimizer, steps[0]),
+    optimizers.schedule(second, steps[1]),
+  )
 
   def init(key, images):
     return trained.init(key, images, before), None
@@ -304,8 +309,15 @@ def make(config: Any, info: Info) -> Method:
 
   return Method(
     stages=(
-      two_stage.pretraining(config, info, trained, before, steps[0]),
-      Stage("adapt", steps[1], streams, _adapt(config, trained, after), enter),
+      two_stage.pretraining(config, info, trained, before, steps[0], rates[0]),
+      Stage(
+        "adapt",
+        steps[1],
+        streams,
+        _adapt(config, trained, after),
+        enter,
+        rates[1],
+      ),
     ),
     init=init,
     predict=trained.predict,

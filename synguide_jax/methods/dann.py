@@ -151,11 +151,7 @@ def _groups(params: Mapping[str, Any]) -> dict[str, Any]:
 def _loss(section: Any, forward: Forward, discriminator: MLP) -> Any:
   """Returns the loss of the network's and the discriminator's parameters."""
 
-  def classification(outputs, batches):
-    losses = {
-      name: networks.cross_entropy(output.logits, batches[name])
-      for name, output in outputs.items()
-    }
+  def classification(losses):
     if section.labels == "source":
       return losses["synthetic"]
     return 0.5 * losses["real"] + 0.5 * losses["synthetic"]
@@ -171,7 +167,11 @@ def _loss(section: Any, forward: Forward, discriminator: MLP) -> Any:
     )
     target, source = jnp.split(domains[:, 0], [len(batches["real"].labels)])
     adversary = domain_loss(source, target, section.reduction)
-    loss = classification(outputs, batches) + adversary
+    losses = {
+      name: networks.cross_entropy(output.logits, batches[name])
+      for name, output in outputs.items()
+    }
+    loss = classification(losses) + adversary
     metrics = {
       "loss": loss,
       "domain_loss": adversary,
@@ -179,6 +179,7 @@ def _loss(section: Any, forward: Forward, discriminator: MLP) -> Any:
       "domain_weight": domain_weight,
     }
     for name, output in outputs.items():
+      metrics[f"{name}_loss"] = losses[name]
       metrics[f"{name}_accuracy"] = networks.accuracy(
         output.logits, batches[name]
       )
@@ -238,7 +239,15 @@ def make(config: Any, info: Info) -> Method:
     return TrainState(params, batch_stats, opt_state, extra), None
 
   return Method(
-    stages=(Stage("train", steps, streams, step),),
+    stages=(
+      Stage(
+        "train",
+        steps,
+        streams,
+        step,
+        learning_rate=optimizers.schedule(config.optimizer, steps),
+      ),
+    ),
     init=init,
     predict=trained.predict,
     model=trained.model,

@@ -154,7 +154,7 @@ def _two_stream_step(
         found[name] = ce + guiding
       metrics["loss"] += ce + guiding
       accuracy = networks.accuracy(output.logits, batches[name])
-      metrics |= {f"{name}_accuracy": accuracy, **values}
+      metrics |= {f"{name}_loss": ce, f"{name}_accuracy": accuracy, **values}
     return found, metrics
 
   def grad_fn(params, batch_stats, batches, key, frozen):
@@ -259,6 +259,7 @@ def make(config: Any, info: Info) -> Method:
   trained = networks.create_trained(config, info)
   network, losses = _losses(config, info, trained)
   tx = optimizers.create(config.optimizer, steps)
+  rate = optimizers.schedule(config.optimizer, steps)
   if rg:
     step = _two_stream_step(config, trained, losses, pg, rg, tx)
   else:
@@ -275,7 +276,7 @@ def make(config: Any, info: Info) -> Method:
     return state, frozen
 
   return Method(
-    stages=(Stage("train", steps, streams, step),),
+    stages=(Stage("train", steps, streams, step, learning_rate=rate),),
     init=init,
     predict=trained.predict,
     model=trained.model,

@@ -46,7 +46,7 @@ import optax
 
 from synguide_jax.data.feed import SETS
 from synguide_jax.errors import check_known, check_section, UserError
-from synguide_jax.methods import networks, optimizers, two_stage
+from synguide_jax.methods import networks, two_stage
 from synguide_jax.methods.base import Batch, Info, Method, Stage, StepFn, Stream
 
 _REDUCTIONS = ("sum", "mean")
@@ -155,10 +155,7 @@ def _inner_rate(config: Any, steps: tuple[int, int]) -> optax.Schedule:
   """The virtual step's learning rate, by the step of the second stage."""
   if config.ltda.inner_rate:
     return optax.constant_schedule(config.ltda.inner_rate)
-  if config.two_stage.reset_optimizer:
-    return optimizers.schedule(two_stage.second_optimizer(config), steps[1])
-  rate = optimizers.schedule(config.optimizer, sum(steps))
-  return lambda step: rate(steps[0] + step)
+  return two_stage.rates_of(config, steps)[1]
 
 
 def _adapt(
@@ -246,6 +243,7 @@ def make(config: Any, info: Info) -> Method:
   steps = two_stage.lengths(config, info, first, streams["train"])
   trained = networks.create_trained(config, info)
   before, after = two_stage.optimizers_of(config, steps)
+  rates = two_stage.rates_of(config, steps)
   class_weights = _class_weights(section, info)
 
   def init(key, images):
@@ -253,13 +251,14 @@ def make(config: Any, info: Info) -> Method:
 
   return Method(
     stages=(
-      two_stage.pretraining(config, info, trained, before, steps[0]),
+      two_stage.pretraining(config, info, trained, before, steps[0], rates[0]),
       Stage(
         "adapt",
         steps[1],
         streams,
         _adapt(config, trained, after, class_weights, steps),
         two_stage.enter_with(config, after),
+        rates[1],
       ),
     ),
     init=init,

@@ -126,7 +126,10 @@ def descend(
     loss, metrics = 0.0, {}
     for name, weight in weights.items():
       logits = outputs[name].logits
-      loss += weight * networks.cross_entropy(logits, batches[name])
+      of_stream = networks.cross_entropy(logits, batches[name])
+      loss += weight * of_stream
+      if len(weights) > 1:
+        metrics[f"{name}_loss"] = of_stream
       metrics[f"{name}_accuracy"] = networks.accuracy(logits, batches[name])
     return loss, (batch_stats, {"loss": loss, **metrics})
 
@@ -154,6 +157,7 @@ def make(config: Any, info: Info) -> Method:
   steps = num_steps(config, info, list(streams.values())[-1])
   trained = networks.create_trained(config, info)
   tx = optimizers.create(config.optimizer, steps)
+  rate = optimizers.schedule(config.optimizer, steps)
   if len(streams) == 2:
     forward = two_streams.forward(trained, config)
   else:
@@ -165,7 +169,7 @@ def make(config: Any, info: Info) -> Method:
     return trained.init(key, images, tx), None
 
   return Method(
-    stages=(Stage("train", steps, streams, step),),
+    stages=(Stage("train", steps, streams, step, learning_rate=rate),),
     init=init,
     predict=trained.predict,
     model=trained.model,

@@ -34,6 +34,7 @@ def make(config: Any, info: Info) -> Method:
     {"head": 1.0, "backbone": 0.0 if probe else section.backbone_rate},
     networks.groups,
   )
+  rate = optimizers.schedule(config.optimizer, steps)
   forward = supervised.one_stream(trained, section.train_on, train=not probe)
   step = supervised.descend(
     forward, tx, {section.train_on: 1.0}, config.microbatches
@@ -43,7 +44,7 @@ def make(config: Any, info: Info) -> Method:
     return trained.init(key, images, tx), None
 
   return Method(
-    stages=(Stage("train", steps, streams, step),),
+    stages=(Stage("train", steps, streams, step, learning_rate=rate),),
     init=init,
     predict=trained.predict,
     model=trained.model,

@@ -64,6 +64,7 @@ def pretraining(
   trained: networks.Trained,
   tx: optax.GradientTransformation,
   num_steps: int,
+  rate: optax.Schedule,
 ) -> Stage:
   """Makes the first stage: cross entropy on synthetic images."""
   streams = networks.check_streams(config, info, first_streams(config))
@@ -71,7 +72,7 @@ def pretraining(
   step = supervised.descend(
     forward, tx, {"synthetic": 1.0}, config.microbatches
   )
-  return Stage("pretrain", num_steps, streams, step)
+  return Stage("pretrain", num_steps, streams, step, learning_rate=rate)
 
 
 def first_streams(config: Any) -> dict[str, Stream]:
@@ -113,6 +114,19 @@ def optimizers_of(
   return (optimizers.create(config.optimizer, sum(steps)),) * 2
 
 
+def rates_of(
+  config: Any, steps: tuple[int, int]
+) -> tuple[optax.Schedule, optax.Schedule]:
+  """The learning rates of :func:`optimizers_of`, by the step of the stage."""
+  if config.two_stage.reset_optimizer:
+    return (
+      optimizers.schedule(config.optimizer, steps[0]),
+      optimizers.schedule(second_optimizer(config), steps[1]),
+    )
+  rate = optimizers.schedule(config.optimizer, sum(steps))
+  return rate, lambda step: rate(steps[0] + step)
+
+
 def enter_with(
   config: Any, tx: optax.GradientTransformation
 ) -> Callable[[TrainState, jax.Array], TrainState]:
@@ -136,13 +150,14 @@ def make(config: Any, info: Info) -> Method:
   first = first_streams(config)["synthetic"]
   steps = lengths(config, info, first, real["real"])
   before, after = optimizers_of(config, steps)
+  rates = rates_of(config, steps)
 
   def init(key, images):
     return trained.init(key, images, before), None
 
   return Method(
     stages=(
-      pretraining(config, info, trained, before, steps[0]),
+      pretraining(config, info, trained, before, steps[0], rates[0]),
       Stage(
         "adapt",
         steps[1],
@@ -154,6 +169,7 @@ def make(config: Any, info: Info) -> Method:
           config.microbatches,
         ),
         enter_with(config, after),
+        rates[1],
       ),
     ),
     init=init,

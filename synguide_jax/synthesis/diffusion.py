@@ -149,6 +149,7 @@ def make(config: Any, info: Info) -> Method:
     num_steps=config.num_steps,
     streams={"real": Stream("real", config.batch_size)},
     step=step,
+    learning_rate=optimizers.schedule(config.optimizer, config.num_steps),
   )
   return Method(stages=(stage,), init=init, predict=None)
 

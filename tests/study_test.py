@@ -1,0 +1,81 @@
+"""The analysis of a synthetic set, end to end in little."""
+
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+from synguide_jax import config, study
+from synguide_jax.errors import UserError
+from synguide_jax.study import base
+
+ROOT = Path(study.__file__).parents[2]
+
+
+def test_names_of_sets_are_short_and_different():
+  specs = [
+    "generate:configs/generators/digits.py:narrow",
+    "folder:some/where/cats.zip",
+    "folder:else/where/cats.zip",
+    "prepared:/a/b/2.0.0",
+  ]
+  names = base.names_of(specs)
+  assert names[0] == "digits_narrow"
+  assert names[1:3] == ["cats_2", "cats_3"]
+  assert len(set(names)) == 4
+
+
+def test_a_study_needs_a_synthetic_set():
+  found = config.load("configs/digits_lowshot.py:smoke")
+  found.data.synthetic = ""
+  with pytest.raises(UserError, match="data.synthetic is empty"):
+    base.open_sources(found, {})
+
+
+@pytest.mark.slow
+def test_analyze_writes_a_page_and_continues(tmp_path):
+  command = [
+    *(sys.executable, "-m", "synguide_jax.analyze", "--workdir=analysis"),
+    "--config=configs/digits_lowshot.py:smoke",
+    # All of it but the exchange rate, which is many such cells.
+    "--parts=observations,fidelity,span",
+  ]
+  environment = {
+    "PATH": "",
+    "PYTHONPATH": str(ROOT),
+    "SYNGUIDE_CACHE": str(tmp_path / "cache"),
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+  }
+
+  def run():
+    done = subprocess.run(
+      command, env=environment, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+  first = run()
+  folder = tmp_path / "analysis"
+  found = json.loads((folder / "analysis.json").read_text())
+  assert found["accuracy"]["trained_on"] == ["real", "digits_smoke"]
+  sets = [(s["source"], s["part"]) for s in found["accuracy"]["sets"]]
+  assert sets == [
+    *(("real", "training"), ("real", "test")),
+    *(("digits_smoke", "training"), ("digits_smoke", "held out")),
+  ]
+  # 16 of 20 images a class.
+  assert found["accuracy"]["sets"][2]["images"] == 160
+  assert set(found["fidelity"]) == {"digits_smoke", "held-out real"}
+  assert found["fidelity"]["digits_smoke"]["images"] == 200
+  assert found["copies"]["digits_smoke"]["samples"]["count"] == 200
+  pairs = 900 * 899 // 2
+  assert sum(found["span"]["frozen"]) == pairs
+  assert sum(found["span"]["networks"]["guided"]) == pairs
+  assert found["verdict"]["digits_smoke"]["gap"] in first
+  page = (folder / "report.html").read_text()
+  assert page.startswith("<!doctype html>") and "digits_smoke" in page
+  again = run()
+  assert again.count("finished before") == 4
+  assert json.loads((folder / "analysis.json").read_text()) == found
