@@ -126,8 +126,8 @@ class Study:
   made: Mapping[str, str]
 
   def cell(self, name: str, overrides: Mapping[str, Any]) -> Cell:
-    """An experiment of its own; weights are the last ones, not chosen."""
-    fields = {"select": "last", "evaluate_on": ("test",), **overrides}
+    """An experiment of its own."""
+    fields = {"evaluate_on": ("test",), **overrides}
     config = config_lib.override(self.config, fields)
     folder = self.folder / "cells" / name
     return Cell(name, self.file, config, folder, fields)
@@ -135,11 +135,13 @@ class Study:
   def of_real(self) -> Cell:
     """The classifier of all real images."""
     fields = {"method": REAL, "data.shots": -1, "data.synthetic": ""}
-    return self.cell(REAL, fields)
+    return self.cell(REAL, {"select": "last", **fields})
 
   def of_synthetic(self, source: Source) -> Cell:
     """The classifier of a synthetic set."""
     fields = {
+      # No real image, not of validation either, is to choose the weights.
+      "select": "last",
       "method": "fake",
       "data.shots": -1,
       "data.synthetic": source.spec,

@@ -16,7 +16,16 @@ _MIXED = ("balanced", "guided")
 
 
 def exchange_rate(study: Study, source: Source) -> dict[str, Any]:
-  """Trains with several numbers of real and synthetic images."""
+  """Trains with several numbers of real and synthetic images.
+
+  Args:
+    study: The study.
+    source: The set whose worth is asked for.
+
+  Returns:
+    An entry of "exchange" of analysis.json; the method of its ``worth`` is the
+    one that was better on validation images.
+  """
   data = source.data
   smallest = int(np.bincount(data.labels[data.indices["pool"]]).min())
   shots = [count for count in _SHOTS if count < smallest]
@@ -43,10 +52,12 @@ def exchange_rate(study: Study, source: Source) -> dict[str, Any]:
   fewer = [cell(_MIXED[0], at, amount) for amount in amounts]
   run([*without, *fewer, *(c for cells in mixed.values() for c in cells)])
 
-  def tested(cell):
+  def accuracy(cell, *sets):
     results = workdir.results(cell.folder)
-    held_out = results.get("test") or results["validation"]
-    return held_out["accuracy"]
+    return next(results[s]["accuracy"] for s in sets if s in results)
+
+  def tested(cell):
+    return accuracy(cell, "test", "validation")
 
   classes = len(data.class_names)
   real = [tested(c) for c in without]
@@ -54,7 +65,12 @@ def exchange_rate(study: Study, source: Source) -> dict[str, Any]:
     method: [tested(c) for c in cells] for method, cells in mixed.items()
   }
   place = shots.index(at)
-  best = max(found, key=lambda method: found[method][place]["mean"])
+  # Not by test images, if there are others.
+  validated = {
+    method: accuracy(cells[place], "validation", "test")["mean"]
+    for method, cells in mixed.items()
+  }
+  best = max(validated, key=validated.get)
   whole = found[_MIXED[0]][place]
   return {
     "shots": shots,

@@ -17,6 +17,7 @@ def span(study: Study, source: Source) -> dict[str, Any]:
   guided = study.cell(
     f"{source.name}_pg",
     {
+      "select": "last",
       "method": "guided",
       "guidance.rg": False,
       "guidance.pg_real": False,
