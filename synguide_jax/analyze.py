@@ -3,9 +3,9 @@
   python -m synguide_jax.analyze --config=configs/digits_lowshot.py
 
 Looks at the config's real images and every synthetic set that it names, trains
-classifiers on both, and writes report.html, its figures, and all numbers into
-the workdir. docs/analysis.md says how to read it. What was done before an
-interruption is not done again.
+classifiers on both, and writes report.html, its figures, which TensorBoard
+shows too, and all numbers into the workdir. docs/analysis.md says how to read
+it. What was done before an interruption is not done again.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ flags.mark_flag_as_required("config")
 
 def main() -> int:
   """Runs the command; returns its exit code."""
-  from synguide_jax import study
+  from synguide_jax import logs, study
   from synguide_jax.analysis import report
   from synguide_jax.results import plain
 
@@ -51,11 +51,10 @@ def main() -> int:
   found = plain(study.analyse(file, config, folder, _PARTS.value))
   workdir.write_json(folder / "analysis.json", found)
   page = report.write(found, folder)
-  for name, judged in found["verdict"].items():
-    say()
-    say(f"{name}: {judged['gap']} gap")
-    for sentence in judged["sentences"]:
-      say(f"  {sentence}")
+  drawn = sorted((folder / "figures").glob("*.png"))
+  logs.write_figures(folder, {path.stem: path for path in drawn})
+  for judged in found["verdict"].values():
+    say("\n" + "\n".join(judged["sentences"]))
   say(f"Written to {page}")
   return 0
 

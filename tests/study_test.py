@@ -73,6 +73,8 @@ def test_analyze_writes_a_page(tmp_path):
   pairs = 900 * 899 // 2
   assert sum(found["span"]["frozen"]) == pairs
   assert sum(found["span"]["networks"]["guided"]) == pairs
-  assert found["verdict"]["digits_smoke"]["gap"] in done.stdout
+  for sentence in found["verdict"]["digits_smoke"]["sentences"]:
+    assert sentence in done.stdout
+  assert list(folder.glob("events.out.tfevents.*"))
   page = (folder / "report.html").read_text()
   assert page.lower().startswith("<!doctype html>") and "digits_smoke" in page
