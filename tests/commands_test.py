@@ -182,8 +182,6 @@ def test_every_smoke_config_trains(files):
       for number, file in enumerate(files)
     ],
     JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
-    # Compiles in half the time.
-    XLA_FLAGS="--xla_backend_optimization_level=0",
   )
   for number, (file, (code, out, err)) in enumerate(
     zip(files, done, strict=True)
