@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from synguide_jax.analysis.features import ask
+from synguide_jax.asking import ask
 from synguide_jax.data.augment import Augmentation
 from synguide_jax.data.pixels import Pixels
 from synguide_jax.models.pretrained import Pretrained

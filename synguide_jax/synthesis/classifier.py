@@ -1,6 +1,6 @@
 """A classifier to ask about images: a network and the names of its classes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -11,16 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import tqdm
 
-from synguide_jax import mesh as mesh_lib
 from synguide_jax import workdir
+from synguide_jax.asking import ask
 from synguide_jax.data import files
 from synguide_jax.data.augment import Augmentation
 from synguide_jax.data.pixels import Pixels
 from synguide_jax.data.records import Records
 from synguide_jax.errors import UserError
-from synguide_jax.images import Streamed
 from synguide_jax.models import weight_files
 from synguide_jax.models.pretrained import load_pretrained, Pretrained
 
@@ -186,54 +184,17 @@ def predict(
     UserError: the classifier's probabilities are not finite.
   """
   network = classifier.network
-  mesh = mesh_lib.create(1, jax.local_devices())
   channels = network.image_shape[-1]
   if channels == 1 and (coloured := int((~images.index.grey).sum())):
     logging.warning(
       "the classifier is of grey images and sees %d coloured ones in grey",
       coloured,
     )
-  pixels = Pixels(
-    [(images, np.arange(len(images)))], classifier.read_size, channels
-  )
-
-  shares = mesh.shape[mesh_lib.DATA]
-  size = -(-min(batch_size, len(images)) // shares) * shares
-  index = np.arange(len(images), dtype=np.int32)
-  batches = np.pad(index, (0, -len(index) % size), "edge").reshape(-1, size)
-  sharding = mesh_lib.over_images(mesh)
-  variables = jax.device_put(network.variables, mesh_lib.replicated(mesh))
-  drawn = Streamed(pixels, mesh, 0).listed(list(batches), sharding)
-  ask, answers = _asking(network), []
-  # Seen on terminals only.
-  for batch, rows in tqdm.tqdm(
-    zip(drawn, batches, strict=True),
-    total=len(batches),
-    desc="Labelling",
-    unit=" batches",
-    disable=None,
-  ):
-    label = jax.device_put(labels[rows].astype(np.int32), sharding)
-    answers.append(jax.device_get(ask(variables, batch.images, label)))
-  columns = [
-    np.concatenate(column)[: len(images)]
-    for column in zip(*answers, strict=True)
-  ]
-  found = Predictions(*columns)
-  if wrong := int((~np.isfinite(found.confidences)).sum()):
-    raise UserError(
-      f"The classifier's probabilities of {wrong} of {len(images)} images are "
-      "not finite; take another one."
-    )
-  return found
-
-
-def _asking(network: Pretrained) -> Callable[..., tuple[jax.Array, ...]]:
-  """Compiles what makes :class:`Predictions` of uint8 images."""
+  index = np.arange(len(images))
+  pixels = Pixels([(images, index)], classifier.read_size, channels)
   centre = Augmentation(network.image_shape[0]).evaluate
 
-  @jax.jit
-  def ask(variables, images, label):
+  def judge(variables, images, label):
     logits = network.model.apply(variables, centre(images), train=False).logits
     log_probs = jax.nn.log_softmax(logits)
     predicted = log_probs.argmax(-1).astype(jnp.int32)
@@ -241,4 +202,19 @@ def _asking(network: Pretrained) -> Callable[..., tuple[jax.Array, ...]]:
     loss = -jnp.take_along_axis(log_probs, label[:, None], -1)[:, 0]
     return label, predicted, jnp.exp(log_probs.max(-1)), loss
 
-  return ask
+  columns = ask(
+    judge,
+    network.variables,
+    pixels,
+    index,
+    [labels.astype(np.int32)],
+    batch_size=batch_size,
+    description="Labelling",
+  )
+  found = Predictions(*columns)
+  if wrong := int((~np.isfinite(found.confidences)).sum()):
+    raise UserError(
+      f"The classifier's probabilities of {wrong} of {len(images)} images are "
+      "not finite; take another one."
+    )
+  return found

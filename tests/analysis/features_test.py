@@ -58,25 +58,6 @@ def test_pooled_features_in_the_order_asked_for(stored, network, batch_size):
     assert np.ptp(found, axis=0).max() > 1e-3
 
 
-def test_columns_go_with_their_images(stored):
-  images, pixels = stored[0], stored[1](3)
-  indices = np.arange(21)[::-1]
-
-  def brightest(offset, batch, number, weight):
-    peak = jnp.max(batch, axis=(1, 2, 3))
-    return {"peak": peak, "number": number + offset, "weight": weight[:, 0]}
-
-  found = features.ask(
-    *(brightest, np.int32(100), pixels, indices),
-    [indices.astype(np.int32), np.ones((21, 2), np.float32) / 2],
-    batch_size=8,
-    description="Test",
-  )
-  np.testing.assert_array_equal(found["peak"], images.max((1, 2, 3))[::-1])
-  np.testing.assert_array_equal(found["number"], indices + 100)
-  np.testing.assert_array_equal(found["weight"], np.full(21, 0.5))
-
-
 def test_no_more_than_a_few_batches_are_decoded(stored, network, monkeypatch):
   pixels = stored[1](3)
   sizes, read = [], Pixels.read
