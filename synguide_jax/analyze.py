@@ -35,7 +35,7 @@ flags.mark_flag_as_required("config")
 def main() -> int:
   """Runs the command; returns its exit code."""
   from synguide_jax import logs, study
-  from synguide_jax.analysis import report
+  from synguide_jax.analysis import figures, report
   from synguide_jax.results import plain
 
   for part in _PARTS.value:
@@ -51,8 +51,10 @@ def main() -> int:
   found = plain(study.analyse(file, config, folder, _PARTS.value))
   workdir.write_json(folder / "analysis.json", found)
   page = report.write(found, folder)
-  drawn = sorted((folder / "figures").glob("*.png"))
-  logs.write_figures(folder, {path.stem: path for path in drawn})
+  # Beside each other, so that events of earlier figures go with these.
+  drawn = figures.find(folder / "figures")
+  shown = {path.stem: path for path in drawn if path.suffix == ".png"}
+  logs.write_figures(folder / "figures", shown)
   for judged in found["verdict"].values():
     say("\n" + "\n".join(judged["sentences"]))
   say(f"Written to {page}")

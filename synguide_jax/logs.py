@@ -169,7 +169,8 @@ def write_figures(
   """Writes pictures as TensorBoard events; of several processes the first does.
 
   Args:
-    folder: Folder of the events.
+    folder: Folder of the events, which holds no others: those of an earlier
+      call are removed.
     figures: Pictures by the names they get: files, or uint8 ``[H, W, 3]``.
     step: The step they are shown at.
   """
@@ -177,6 +178,8 @@ def write_figures(
     return
   from clu import metric_writers
 
+  for events in epath.Path(folder).glob("events.out.tfevents.*"):
+    events.unlink()
   writer = metric_writers.SummaryWriter(os.fspath(folder))
   for name, figure in figures.items():
     if not isinstance(figure, np.ndarray):

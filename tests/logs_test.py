@@ -335,3 +335,6 @@ def test_figures_are_written(tmp_path):
   # What was transparent is white.
   assert (curves[:5] == 255).all()
   np.testing.assert_array_equal(curves[5:], picture[5:])
+  # Another analysis may have others.
+  logs.write_figures(tmp_path, {"report/coverage": picture})
+  assert set(events(tmp_path)[1]) == {"report/coverage"}

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
 
 from synguide_jax import config, study
@@ -32,6 +34,23 @@ def test_a_study_needs_a_synthetic_set():
   found.data.synthetic = ""
   with pytest.raises(UserError, match="data.synthetic is empty"):
     base.open_sources(found, {})
+
+
+def test_images_of_an_earlier_study_are_removed(tmp_path):
+  made = base.Study("", None, tmp_path, (), {})
+  made.remove_images()
+  part = types.SimpleNamespace(
+    source="cats",
+    index=np.arange(3),
+    pixels=types.SimpleNamespace(
+      read=lambda numbers: np.zeros((len(numbers), 8, 8, 1), np.uint8)
+    ),
+  )
+  files = made.save(part, [0, 2])
+  assert files == ["images/cats_000000.png", "images/cats_000002.png"]
+  (tmp_path / "images" / "cats.png").touch()
+  made.remove_images()
+  assert [path.name for path in (tmp_path / "images").iterdir()] == ["cats.png"]
 
 
 @pytest.mark.slow
@@ -75,6 +94,6 @@ def test_analyze_writes_a_page(tmp_path):
   assert sum(found["span"]["networks"]["guided"]) == pairs
   for sentence in found["verdict"]["digits_smoke"]["sentences"]:
     assert sentence in done.stdout
-  assert list(folder.glob("events.out.tfevents.*"))
+  assert list((folder / "figures").glob("events.out.tfevents.*"))
   page = (folder / "report.html").read_text()
   assert page.lower().startswith("<!doctype html>") and "digits_smoke" in page

@@ -25,6 +25,9 @@ WORST = 20  # classes shown, at most
 
 _REAL, _SYNTHETIC = "#0072b2", ("#d55e00", "#009e73", "#b5609a", "#80752b")
 _NEAR_ZERO, _HIGH = 0.01, 1.0  # losses in nats
+# Figures' names, of a source and of all; see `figure_name`.
+_OF_SOURCE = "(curves|losses|coverage|exchange|amount)_[0-9]+_[A-Za-z0-9_-]+"
+_OF_ALL = "distances|embedding"
 
 
 def draw(
@@ -34,7 +37,8 @@ def draw(
 
   Args:
     analysis: As analysis.json holds it.
-    folder: Where to write; made if need be.
+    folder: Where to write; made if need be. Figures of an earlier analysis,
+      which may have had other parts and sets, are removed; other files stay.
 
   Returns:
     The files of each figure, PNG and SVG, by name: ``curves_<n>``,
@@ -43,6 +47,8 @@ def draw(
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
+  for path in find(folder):
+    path.unlink()
   written = {}
   with matplotlib.rc_context(parts.STYLE):
     for name, figure in _figures(analysis):
@@ -54,6 +60,13 @@ def draw(
         no_date = {"Date": None} if path.suffix == ".svg" else {}
         figure.savefig(path, dpi=200, metadata=no_date)
   return written
+
+
+def find(folder: str | Path) -> list[Path]:
+  """Finds the figures in a folder by their names, in the order of these."""
+  name = re.compile(rf"({_OF_SOURCE}|{_OF_ALL})\.(png|svg)")
+  paths = Path(folder).iterdir()
+  return sorted(path for path in paths if name.fullmatch(path.name))
 
 
 def figure_name(kind: str, analysis: Mapping[str, Any], source: str) -> str:

@@ -36,6 +36,8 @@ def analyse(
   inputs.check(config)
   made = inputs.make(config, train)
   study = Study(file, config, folder, open_sources(config, made), made)
+  # It may have had other parts and sets; those of this one are saved anew.
+  study.remove_images()
   first = study.sources[0].data
   found = {
     "config": workdir.as_json(config),

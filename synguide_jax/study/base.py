@@ -155,6 +155,13 @@ class Study:
     runs = [n for n in results["runs"] if str(n) not in results["diverged"]]
     return experiment.load_classifiers(cell.folder, results, runs)
 
+  def remove_images(self) -> None:
+    """Removes the images of an earlier analysis, and no other files."""
+    for path in (self.folder / "images").glob("*.png"):
+      # As `save` names them.
+      if re.search(r"_[0-9]{6,}$", path.stem):
+        path.unlink()
+
   def save(self, part: Part, numbers: Iterable[int]) -> list[str]:
     """Writes images of a part; returns their files, relative to the workdir."""
     chosen = part.index[np.asarray(list(numbers), int)]

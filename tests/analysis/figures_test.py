@@ -49,6 +49,25 @@ def test_only_parts_that_were_run_are_drawn(analysis, tmp_path):
   assert figures.draw({"sources": analysis["sources"]}, tmp_path) == {}
 
 
+def test_figures_of_an_earlier_analysis_are_removed(analysis, tmp_path):
+  figures.draw(analysis, tmp_path)
+  other = {n: analysis[n] for n in ("sources", "span", "curves")}
+  other["curves"] = {GOOD: analysis["curves"][GOOD]}
+  kept = [tmp_path / name for name in ("curves.png", "my_losses_1_a.svg")]
+  for path in kept:
+    path.touch()
+  drawn = figures.draw(other, tmp_path)
+  assert set(drawn) == {f"curves_1_{GOOD}", "distances", "embedding"}
+  files = [path for paths in drawn.values() for path in paths]
+  assert figures.find(tmp_path) == sorted(files)
+  assert set(tmp_path.iterdir()) == {*files, *kept}
+
+
+def test_figures_are_found_by_their_names(drawn):
+  files = [path for paths in drawn.values() for path in paths]
+  assert figures.find(files[0].parent) == sorted(files)
+
+
 def test_figures_repeat_and_leave_settings_alone(analysis, drawn, tmp_path):
   before = dict(matplotlib.rcParams)
   some = {name: analysis[name] for name in ("sources", "curves")}
