@@ -27,7 +27,7 @@ _REAL, _SYNTHETIC = "#0072b2", ("#d55e00", "#009e73", "#b5609a", "#80752b")
 _NEAR_ZERO, _HIGH = 0.01, 1.0  # losses in nats
 # Figures' names, of a source and of all; see `figure_name`.
 _OF_SOURCE = "(curves|losses|coverage|exchange|amount)_[0-9]+_[A-Za-z0-9_-]+"
-_OF_ALL = "distances|embedding"
+_OF_ALL = "distances|embedding_[A-Za-z]+"
 
 
 def draw(
@@ -43,7 +43,7 @@ def draw(
   Returns:
     The files of each figure, PNG and SVG, by name: ``curves_<n>``,
     ``losses_<n>``, ``coverage_<n>``, ``exchange_<n>`` and ``amount_<n>``, see
-    :func:`figure_name`; ``distances`` and ``embedding``.
+    :func:`figure_name`; ``distances``, and ``embedding_<method>`` of each.
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -130,8 +130,10 @@ def _figures(analysis: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
       yield named("coverage", source), _coverage(fidelity, source, of)
   if span := analysis.get("span"):
     yield "distances", _distances(span)
-    if span.get("embedding"):
-      yield "embedding", _embedding(span["embedding"], of)
+    if found := span.get("embedding"):
+      for method, points in found["points"].items():
+        figure = _embedding(method, points, found["source"], of)
+        yield f"embedding_{method}", figure
   for source, entry in analysis.get("exchange", {}).items():
     colour = of[source]
     yield named("exchange", source), _exchange(entry, colour)
@@ -275,11 +277,15 @@ def _distances(span: Mapping[str, Any]) -> Figure:
   return figure
 
 
-def _embedding(embedding: Mapping[str, Any], of: Mapping[str, str]) -> Figure:
+def _embedding(
+  method: str,
+  points: Sequence[Sequence[float]],
+  sources: Sequence[str],
+  of: Mapping[str, str],
+) -> Figure:
   """Features in two dimensions."""
   figure, axes = parts.new(None, None, parts.WIDTH)
-  points = np.asarray(embedding["points"], float)
-  sources = np.asarray(embedding["source"])
+  points, sources = np.asarray(points, float), np.asarray(sources)
   for name, marker in zip(dict.fromkeys(sources), "osD^v" * 20, strict=False):
     chosen = points[sources == name]
     # Pixels, since a shape for each point makes a large page.
@@ -303,7 +309,7 @@ def _embedding(embedding: Mapping[str, Any], of: Mapping[str, str]) -> Figure:
     )
   axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
   axes.spines[:].set_visible(False)
-  axes.set_xlabel(f"{embedding['method']}, two dimensions")
+  axes.set_xlabel(f"{method}, two dimensions")
   parts.legend(axes)
   return figure
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from synguide_jax.analysis import embedding
 from synguide_jax.analysis.features import embed
 from synguide_jax.models.pretrained import Pretrained
 from synguide_jax.study.base import frozen, REAL, run, Source, Study
@@ -56,10 +57,7 @@ def span(study: Study, source: Source) -> dict[str, Any]:
 
 
 def _embedding(study: Study, network: Pretrained, layer: str) -> dict[str, Any]:
-  """Projects features of all sources onto the real ones' main axes."""
-  # Slow to import.
-  from sklearn.decomposition import PCA
-
+  """Projects features of all sources to the plane."""
   parts = [study.sources[0].part(REAL, "training")]
   parts += [source.part(source.name, "all") for source in study.sources]
   features, names = [], []
@@ -70,6 +68,10 @@ def _embedding(study: Study, network: Pretrained, layer: str) -> dict[str, Any]:
     found = embed(network, part.pixels, part.index[rows], layer=layer)
     features.append(found)
     names += [part.source] * len(found)
-  plane = PCA(2, random_state=0).fit(features[0])
-  points = plane.transform(np.concatenate(features))
-  return {"points": points.round(4).tolist(), "source": names, "method": "PCA"}
+  return {
+    "source": names,
+    "points": {
+      method: points.round(4).tolist()
+      for method, points in embedding.project(features).items()
+    },
+  }

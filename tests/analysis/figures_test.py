@@ -33,7 +33,8 @@ def test_every_part_has_a_figure_as_png_and_svg(drawn):
     f"{kind}_{n}_{name}" for kind in kinds for n, name in ((1, GOOD), (2, BAD))
   }
   curves = {"curves_0_real", f"curves_1_{GOOD}", f"curves_2_{BAD}"}
-  assert set(drawn) == of_sources | curves | {"distances", "embedding"}
+  of_all = {"distances", "embedding_PCA", "embedding_UMAP"}
+  assert set(drawn) == of_sources | curves | of_all
   for name, (png, svg) in drawn.items():
     assert (png.name, svg.name) == (f"{name}.png", f"{name}.svg")
     with Image.open(png) as image:
@@ -53,11 +54,14 @@ def test_figures_of_an_earlier_analysis_are_removed(analysis, tmp_path):
   figures.draw(analysis, tmp_path)
   other = {n: analysis[n] for n in ("sources", "span", "curves")}
   other["curves"] = {GOOD: analysis["curves"][GOOD]}
+  points = analysis["span"]["embedding"]["points"]
+  embedding = {**other["span"]["embedding"], "points": {"PCA": points["PCA"]}}
+  other["span"] = {**other["span"], "embedding": embedding}
   kept = [tmp_path / name for name in ("curves.png", "my_losses_1_a.svg")]
   for path in kept:
     path.touch()
   drawn = figures.draw(other, tmp_path)
-  assert set(drawn) == {f"curves_1_{GOOD}", "distances", "embedding"}
+  assert set(drawn) == {f"curves_1_{GOOD}", "distances", "embedding_PCA"}
   files = [path for paths in drawn.values() for path in paths]
   assert figures.find(tmp_path) == sorted(files)
   assert set(tmp_path.iterdir()) == {*files, *kept}

@@ -210,9 +210,8 @@ def _span(random):
     "frozen": counts(0.7, 0.2),
     "networks": {"fake": counts(0.45, 0.2), "guided": counts(0.66, 0.19)},
     "embedding": {
-      "points": points.tolist(),
       "source": [name for name in SOURCES for _ in range(300)],
-      "method": "PCA",
+      "points": {"PCA": points.tolist(), "UMAP": (points**3).tolist()},
     },
   }
 

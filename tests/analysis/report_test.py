@@ -85,7 +85,7 @@ def test_page_is_one_that_a_screen_reader_can_follow(page):
   assert page.all("html") == [{"lang": "en"}]
   assert all(image["alt"].strip() for image in page.all("img"))
   pictures = [a for a in page.all("svg") if "aria-label" in a]
-  assert len(pictures) == len(page.all("svg")) == 13
+  assert len(pictures) == len(page.all("svg")) == 14
   levels = [int(t[1]) for t, _ in page.seen if re.fullmatch(r"h\d", t)]
   assert levels[0] == 1 and levels.count(1) == 1
   assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
