@@ -3,11 +3,12 @@
 python -m synguide_jax.table --workdirs='runs/digits_lowshot/*'
 python -m synguide_jax.table --workdirs='runs/*/*' --output=table
 
-With --output it writes table.md, .tex (for booktabs), .csv (a line for each
-experiment) and .json. Settings are laid side by side where there are several.
-The paper's value stands beside a result of the same experiment; for that, the
-path of synthetic images has the generator's name. What a config's sweep has
-and its folder in runs/ has not is "not run", and the command is below.
+With --output it writes table.md, .tex (for booktabs and graphicx), .csv (a line
+for each experiment) and .json. Settings are laid side by side where there are
+several. The paper's value stands beside a result of the same experiment; for
+that, the path of synthetic images has the generator's name. What a config's
+sweep has and its folder in runs/ has not is "not run"; its command is
+below.
 """
 
 import glob

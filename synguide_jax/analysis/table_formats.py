@@ -22,6 +22,7 @@ _NOTES = (
   "equals it when rounded; networks that saw all real images, where others saw "
   "fewer, are not compared.",
 )
+_PACKAGES = ("{booktabs}", "{graphicx}", "[T1]{fontenc}")
 # LaTeX's own characters, and those that its default fonts lack.
 _ESCAPES = {
   **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -72,11 +73,12 @@ def markdown(tables: Sequence[Mapping[str, Any]]) -> str:
 
 
 def latex(tables: Sequence[Mapping[str, Any]]) -> str:
-  """The same as LaTeX tables, which want the package booktabs.
+  """The same as LaTeX tables, which want the packages booktabs and graphicx.
 
-  What is missing and what the paper's values are of stands in comments.
+  Tables that are wider than the text are made as wide as it. What is missing
+  and what the paper's values are of stands in comments.
   """
-  parts = ["% \\usepackage{booktabs}\n% \\usepackage[T1]{fontenc}"]
+  parts = ["\n".join(f"% \\usepackage{name}" for name in _PACKAGES)]
   parts += [_latex_block(block) for block in _blocks(tables)]
   notes = [*_NOTES, *_matches(tables), *_commands(tables)]
   parts.append("\n".join(f"% {line}" for n in notes for line in n.split("\n")))
@@ -249,13 +251,14 @@ def _latex_block(block: _Block) -> str:
     r"\begin{table}",
     r"  \centering",
     rf"  \caption{{{_in_latex(block.title)}}}",
+    r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
     rf"  \begin{{tabular}}{{l{'r' * (len(block.headings[0]) - 1)}}}",
     r"    \toprule",
     *(f"    {_latex_heading(line)} \\\\" for line in block.headings),
     r"    \midrule",
     *(f"    {' & '.join(map(_in_latex, row))} \\\\" for row in block.rows),
     r"    \bottomrule",
-    r"  \end{tabular}",
+    r"  \end{tabular}}",
     r"\end{table}",
   ]
   return "\n".join(lines)

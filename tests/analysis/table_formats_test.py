@@ -61,6 +61,9 @@ def test_latex():
   assert "$-$5.00 $\\pm$ 5.00" in details
   assert "csg & not run &" in details
   assert text.splitlines()[-1] == "% python 'a, b'"
+  # The page may be narrower; each is a group that ends with its table.
+  assert text.count("\\resizebox{") == text.count("\\end{tabular}}") == 2
+  assert "% \\usepackage{graphicx}" in text
 
 
 def test_latex_escapes():
