@@ -20,11 +20,17 @@ def test_names_of_sets_are_short_and_different():
     "folder:some/where/cats.zip",
     "folder:else/where/cats.zip",
     "prepared:/a/b/2.0.0",
+    "npz:samples/noisy.npz",
+    "npz:real.npz",
+    "generate:configs/generators/cifar10.py",
+    "digits",
   ]
   names = base.names_of(specs)
   assert names[0] == "digits_narrow"
   assert names[1:3] == ["cats_2", "cats_3"]
-  assert len(set(names)) == 4
+  assert names[3].startswith("b_2")
+  # Not that of the real images.
+  assert names[4:] == ["noisy", "real_6", "cifar10", "digits"]
 
 
 def test_a_study_needs_a_synthetic_set():
