@@ -5,6 +5,7 @@ from pathlib import Path
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from synguide_jax import config, study
@@ -42,9 +43,15 @@ def test_a_study_needs_a_synthetic_set():
 
 @pytest.mark.slow
 def test_analyze_writes_a_page(tmp_path):
+  # As large as the generator's, so that they share compiled programs.
+  images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8)
+  np.savez(tmp_path / "noise.npz", images=images, labels=np.arange(200) % 10)
+  names = ["digits_smoke", "noise"]
+  specs = ("generate:configs/generators/digits.py:smoke", "npz:noise.npz")
   command = [
     *(sys.executable, "-m", "synguide_jax.analyze", "--workdir=analysis"),
     "--config=configs/digits_lowshot.py:smoke",
+    f"--config.data.synthetic={specs}",
     # All of it but the exchange rate, which is many such cells.
     "--parts=observations,fidelity,span",
   ]
@@ -53,6 +60,9 @@ def test_analyze_writes_a_page(tmp_path):
     "PYTHONPATH": str(ROOT),
     "SYNGUIDE_CACHE": str(tmp_path / "cache"),
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
   }
 
   done = subprocess.run(
@@ -61,26 +71,30 @@ def test_analyze_writes_a_page(tmp_path):
   assert done.returncode == 0, done.stderr
   folder = tmp_path / "analysis"
   found = json.loads((folder / "analysis.json").read_text())
-  assert found["accuracy"]["trained_on"] == ["real", "digits_smoke"]
+  assert found["accuracy"]["trained_on"] == ["real", *names]
   sets = [(s["source"], s["part"]) for s in found["accuracy"]["sets"]]
   assert sets == [
     *(("real", "training"), ("real", "test")),
-    *(("digits_smoke", "training"), ("digits_smoke", "held out")),
+    *((name, part) for name in names for part in ("training", "held out")),
   ]
-  # The classifier of real images, and those of the set with PG and without,
-  # which is trained once.
-  assert len(list((folder / "cells").iterdir())) == 3
+  # The classifiers of real images and of either set, and that of the first set
+  # with PG; without PG it is trained once.
+  assert len(list((folder / "cells").iterdir())) == 4
   assert "finished before" in done.stdout
   # 16 of 20 images a class.
-  assert found["accuracy"]["sets"][2]["images"] == 160
-  assert set(found["fidelity"]) == {"digits_smoke", "held-out real"}
-  assert found["fidelity"]["digits_smoke"]["images"] == 200
-  assert found["copies"]["digits_smoke"]["samples"]["count"] == 200
+  counts = [s["images"] for s in found["accuracy"]["sets"]]
+  assert counts[2:] == [160, 40, 160, 40]
+  assert set(found["fidelity"]) == {*names, "held-out real"}
+  assert set(found["verdict"]) == set(names)
   pairs = 900 * 899 // 2
   assert sum(found["span"]["frozen"]) == pairs
   assert sum(found["span"]["networks"]["guided"]) == pairs
-  for sentence in found["verdict"]["digits_smoke"]["sentences"]:
-    assert sentence in done.stdout
   assert list(folder.glob("events.out.tfevents.*"))
   page = (folder / "report.html").read_text()
-  assert page.lower().startswith("<!doctype html>") and "digits_smoke" in page
+  assert page.lower().startswith("<!doctype html>")
+  for name in names:
+    assert found["fidelity"][name]["images"] == 200
+    assert found["copies"][name]["samples"]["count"] == 200
+    assert name in page
+    for sentence in found["verdict"][name]["sentences"]:
+      assert sentence in done.stdout
