@@ -22,11 +22,17 @@ def test_names_of_sets_are_short_and_different():
     "folder:some/where/cats.zip",
     "folder:else/where/cats.zip",
     "prepared:/a/b/2.0.0",
+    "npz:samples/noisy.npz",
+    "npz:real.npz",
+    "generate:configs/generators/cifar10.py",
+    "digits",
   ]
   names = base.names_of(specs)
   assert names[0] == "digits_narrow"
   assert names[1:3] == ["cats_2", "cats_3"]
-  assert len(set(names)) == 4
+  assert names[3].startswith("b_2")
+  # Not that of the real images.
+  assert names[4:] == ["noisy", "real_6", "cifar10", "digits"]
 
 
 def test_a_study_needs_a_synthetic_set():
@@ -55,9 +61,15 @@ def test_images_of_an_earlier_study_are_removed(tmp_path):
 
 @pytest.mark.slow
 def test_analyze_writes_a_page(tmp_path):
+  # As large as the generator's, so that they share compiled programs.
+  images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8)
+  np.savez(tmp_path / "noise.npz", images=images, labels=np.arange(200) % 10)
+  names = ["digits_smoke", "noise"]
+  specs = ("generate:configs/generators/digits.py:smoke", "npz:noise.npz")
   command = [
     *(sys.executable, "-m", "synguide_jax.analyze", "--workdir=analysis"),
     "--config=configs/digits_lowshot.py:smoke",
+    f"--config.data.synthetic={specs}",
     # All of it but the exchange rate, which is many such cells.
     "--parts=observations,fidelity,span",
   ]
@@ -66,6 +78,9 @@ def test_analyze_writes_a_page(tmp_path):
     "PYTHONPATH": str(ROOT),
     "SYNGUIDE_CACHE": str(tmp_path / "cache"),
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
   }
 
   done = subprocess.run(
@@ -74,26 +89,30 @@ def test_analyze_writes_a_page(tmp_path):
   assert done.returncode == 0, done.stderr
   folder = tmp_path / "analysis"
   found = json.loads((folder / "analysis.json").read_text())
-  assert found["accuracy"]["trained_on"] == ["real", "digits_smoke"]
+  assert found["accuracy"]["trained_on"] == ["real", *names]
   sets = [(s["source"], s["part"]) for s in found["accuracy"]["sets"]]
   assert sets == [
     *(("real", "training"), ("real", "test")),
-    *(("digits_smoke", "training"), ("digits_smoke", "held out")),
+    *((name, part) for name in names for part in ("training", "held out")),
   ]
-  # The classifier of real images, and those of the set with PG and without,
-  # which is trained once.
-  assert len(list((folder / "cells").iterdir())) == 3
+  # The classifiers of real images and of either set, and that of the first set
+  # with PG; without PG it is trained once.
+  assert len(list((folder / "cells").iterdir())) == 4
   assert "finished before" in done.stdout
   # 16 of 20 images a class.
-  assert found["accuracy"]["sets"][2]["images"] == 160
-  assert set(found["fidelity"]) == {"digits_smoke", "held-out real"}
-  assert found["fidelity"]["digits_smoke"]["images"] == 200
-  assert found["copies"]["digits_smoke"]["samples"]["count"] == 200
+  counts = [s["images"] for s in found["accuracy"]["sets"]]
+  assert counts[2:] == [160, 40, 160, 40]
+  assert set(found["fidelity"]) == {*names, "held-out real"}
+  assert set(found["verdict"]) == set(names)
   pairs = 900 * 899 // 2
   assert sum(found["span"]["frozen"]) == pairs
   assert sum(found["span"]["networks"]["guided"]) == pairs
-  for sentence in found["verdict"]["digits_smoke"]["sentences"]:
-    assert sentence in done.stdout
   assert list((folder / "figures").glob("events.out.tfevents.*"))
   page = (folder / "report.html").read_text()
-  assert page.lower().startswith("<!doctype html>") and "digits_smoke" in page
+  assert page.lower().startswith("<!doctype html>")
+  for name in names:
+    assert found["fidelity"][name]["images"] == 200
+    assert found["copies"][name]["samples"]["count"] == 200
+    assert name in page
+    for sentence in found["verdict"][name]["sentences"]:
+      assert sentence in done.stdout

@@ -1,4 +1,4 @@
-"""A diffusion model of scikit-learn's digits, three of them on purpose.
+"""A diffusion model of scikit-learn's digits, some bad on purpose.
 
 Synthetic images can be too uniform, too poor, or good; a method that uses them
 must cope with each. The argument chooses::
@@ -6,6 +6,8 @@ must cope with each. The argument chooses::
   narrow  (default) guidance weight 3: typical digits, little variety
   weak    stopped after 300 steps, weight 3: blurred, and some are wrong
   strong  weight 0: the variety of the training images
+  half    strong without half of its modes: of four clusters of each class's
+          training images the two smallest are left out
   smoke   a few steps of a tiny network, for tests
 
 Made where a config says `generate:configs/generators/digits.py[:arg]`. On two
@@ -16,7 +18,7 @@ trained on the real images recognises 100.0 (narrow), 70.3 (weak) and 98.1 %
 
 from synguide_jax import config as config_lib
 
-ARGS = ("narrow", "weak", "strong", "smoke")
+ARGS = ("narrow", "weak", "strong", "half", "smoke")
 
 
 def get_config(arg=None):
@@ -54,6 +56,8 @@ def get_config(arg=None):
 
   if arg == "weak":
     config.num_steps = 300
-  elif arg == "strong":
+  elif arg in ("strong", "half"):
     config.sample.guidance = 0.0
+  if arg == "half":
+    config.sample.modes, config.sample.dropped_modes = 4, 2
   return config_lib.generator_smoke(config) if arg == "smoke" else config

@@ -11,7 +11,7 @@ and asked about all of them (Wang et al., 2024, Section 3.2):
    (Figure 3): those of synthetic images are mostly close to zero.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -51,41 +51,62 @@ class Part:
   labels: np.ndarray
 
 
+def judging(network: Pretrained) -> Callable[..., Any]:
+  """Makes the function that `losses` asks networks by.
+
+  Args:
+    network: One of them; the others differ in their weights only.
+
+  Returns:
+    A function of variables with a leading axis of R runs, images, uint8
+    ``[B, H, W, C]``, and labels ``[B]``: cross entropy in nats, and whether the
+    label is the most probable class, both ``[B, R]``.
+  """
+  centre = Augmentation(network.image_shape[0]).evaluate
+
+  def judge(variables, images, labels):
+    images = centre(images)
+
+    def of_run(variables):
+      logits = network.model.apply(variables, images, train=False).logits
+      log_probs = jax.nn.log_softmax(logits)
+      of_label = jnp.take_along_axis(log_probs, labels[:, None], -1)[:, 0]
+      return -of_label, logits.argmax(-1) == labels
+
+    # One after the other, so that memory is that of one.
+    of_runs = jax.lax.map(of_run, variables)
+    return jax.tree.map(jnp.transpose, of_runs)
+
+  return judge
+
+
 def losses(
-  networks: Sequence[Pretrained], part: Part
+  networks: Sequence[Pretrained],
+  part: Part,
+  judge: Callable[..., Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Asks classifiers about the images of a part.
 
   Args:
     networks: Of R runs.
     part: N images; the networks see their centre, as when they were evaluated.
+    judge: What `judging` made of networks of the same kind, so that several
+      calls share what is compiled.
 
   Returns:
     Cross entropy in nats, float32 ``[R, N]``, and whether the most probable
     class is the label, bool ``[R, N]``.
   """
-  centre = Augmentation(networks[0].image_shape[0]).evaluate
-  model = networks[0].model
-
-  def judge(variables, images, labels):
-    logits = model.apply(variables, centre(images), train=False).logits
-    log_probs = jax.nn.log_softmax(logits)
-    of_label = jnp.take_along_axis(log_probs, labels[:, None], -1)[:, 0]
-    return -of_label, logits.argmax(-1) == labels
-
-  found = [
-    ask(
-      judge,
-      network.variables,
-      part.pixels,
-      part.index,
-      [part.labels.astype(np.int32)],
-      batch_size=256,
-      description=f"{part.source}, {part.part}",
-    )
-    for network in networks
-  ]
-  return tuple(np.stack(x) for x in zip(*found, strict=True))
+  found = ask(
+    judge or judging(networks[0]),
+    jax.tree.map(lambda *x: np.stack(x), *(n.variables for n in networks)),
+    part.pixels,
+    part.index,
+    [part.labels.astype(np.int32)],
+    batch_size=256,
+    description=f"{part.source}, {part.part}",
+  )
+  return tuple(np.transpose(x) for x in found)
 
 
 def accuracy_matrix(

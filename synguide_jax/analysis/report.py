@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping
 import functools
 from pathlib import Path
+import re
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import escape, Markup
 
 from synguide_jax.analysis import exchange, figures, report_csv, report_images
 from synguide_jax.cache import write_whole
@@ -76,7 +77,13 @@ def _environment() -> jinja2.Environment:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters |= {"pm": _pm, "number": _number, "sentence": _sentence}
+  environment.filters |= {
+    "pm": _pm,
+    "number": _number,
+    "sentence": _sentence,
+    "breakable": _breakable,
+    "options": _options,
+  }
   return environment
 
 
@@ -142,6 +149,17 @@ def _number(value: Any, digits: int | None = None, scale: float = 1) -> str:
 def _sentence(text: str) -> str:
   """Begins with a capital and ends with a full stop."""
   return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def _breakable(name: str) -> Markup:
+  """Lets a name go on in a new line after each underscore."""
+  return Markup("_<wbr>").join(name.split("_"))
+
+
+def _options(text: str) -> Markup:
+  """Keeps the dashes of a command's options together with their names."""
+  option = r'<span class="option">\g<0></span>'
+  return Markup(re.sub(r"--[\w.]+", option, str(escape(text))))
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -94,15 +94,17 @@ def open_sources(config: Any, made: Mapping[str, str]) -> list[Source]:
 
 
 def names_of(specs: Sequence[str]) -> list[str]:
-  """Short names of specs, each another."""
+  """Short names of specs, each another, and none that of the real images."""
   short = []
   for spec in specs:
-    parts = [p for p in re.split(r"[:/]", spec) if p]
-    words = [re.sub(r"\.\w+$", "", p) for p in parts[-2:]]
-    name = words[-1] if spec.startswith("folder") else "_".join(words)
-    short.append(re.sub(r"\W+", "_", name))
+    scheme, _, path = spec.partition(":")
+    parts = [p for p in re.split(r"[:/]", path or scheme) if p]
+    # The end says enough, but for a version or a config's argument.
+    whole = scheme in ("prepared", "tfds") or ":" in path.rpartition("/")[2]
+    words = [re.sub(r"\.\w+$", "", p) for p in parts[-2 if whole else -1 :]]
+    short.append(re.sub(r"\W+", "_", "_".join(words)))
   return [
-    name if short.count(name) == 1 else f"{name}_{number}"
+    name if short.count(name) == 1 and name != REAL else f"{name}_{number}"
     for number, name in enumerate(short, 1)
   ]
 

@@ -18,14 +18,16 @@ def observe(study: Study) -> dict[str, Any]:
   parts = [study.sources[0].part(REAL, part) for part in ("training", "test")]
   for source in study.sources:
     parts += [source.part(source.name, p) for p in ("training", "held out")]
-  correct, distributions = {}, []
+  correct, distributions, judge = {}, [], None
   for name, cell in cells.items():
     networks = study.networks(cell)
+    # The cells' networks are of one kind.
+    judge = judge or observations.judging(networks[0])
     for part in parts:
       if not len(part.index):
         continue
       losses, correct[name, part.source, part.part] = observations.losses(
-        networks, part
+        networks, part, judge
       )
       # Of the opposite source: real ones or synthetic ones.
       opposite = (name == REAL) != (part.source == REAL)

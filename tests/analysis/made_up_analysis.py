@@ -6,7 +6,8 @@ from PIL import Image
 from synguide_jax import results
 
 CLASSES = [str(digit) for digit in range(10)]
-GOOD, BAD = "generated_digits", "noisy_digits"
+# The second name is longer than a phone has room for.
+GOOD, BAD = "generated_digits", "digits_with_noise_added_to_every_single_pixel"
 SOURCES = ("real", GOOD, BAD)
 _SHOTS = [1, 2, 5, 10, 20]
 

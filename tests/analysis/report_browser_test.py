@@ -28,6 +28,8 @@ _LOOK = """JSON.stringify({
   images: [...document.images].map(i => i.complete ? i.naturalWidth : 0),
   figures: [...document.querySelectorAll("figure svg")].map(
     s => s.getBoundingClientRect().width),
+  names: [...document.querySelectorAll("tbody th")].map(
+    s => s.getBoundingClientRect().width),
   requests: performance.getEntriesByType("resource").map(e => e.name).filter(
     n => !n.startsWith("data:")),
   paper: getComputedStyle(document.body).backgroundColor,
@@ -151,6 +153,8 @@ def test_report_fits_a_phone_and_loads_without_errors(tmp_path, colours):
   assert len(seen["images"]) > 40 and min(seen["images"]) > 0
   assert len(seen["figures"]) == 13
   assert 300 < min(seen["figures"]) <= max(seen["figures"]) < _WIDTH
+  # Names of rows, which stay while the rest is scrolled, leave room for it.
+  assert max(seen["names"]) < 0.5 * _WIDTH
   assert seen["requests"] == []
   light = seen["paper"] == "rgb(255, 255, 255)"
   assert light == (colours == "light")

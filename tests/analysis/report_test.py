@@ -15,7 +15,7 @@ from synguide_jax.errors import UserError
 from tests.analysis import made_up_analysis
 from tests.analysis.made_up_analysis import BAD, GOOD
 
-_VOID = {"meta", "link", "img", "br"}
+_VOID = {"meta", "link", "img", "br", "wbr"}
 _PARTS = ["accuracy", "curves", "losses", "fidelity", "copies", "span"]
 _PARTS += ["exchange", "verdict"]
 
@@ -122,6 +122,23 @@ def test_verdict_comes_first_and_says_what_images_are_worth(page):
   assert text.index(worth) < text.index("Observation 1: accuracy")
   assert f"{GOOD}: Content gap" in text and f"{BAD}: Quality gap" in text
   assert "Least covered classes: 8, 3." in text
+  # Of several sources all verdicts stand first, and lead to what they are of.
+  both = f"{GOOD}Content gap {BAD}Quality gap "
+  assert text.index(both) < text.index(worth)
+
+
+def test_real_images_are_a_row_of_copies_once_if_they_are_the_same(
+  analysis, tmp_path
+):
+  def rows(some):
+    text = _Page(report.write(some, tmp_path).read_text()).text
+    text = text[text.index("median distance") : text.index("Distances are")]
+    return re.findall(r" (real(?:, for [a-z_]+)?)700", text)
+
+  some = _some(analysis, "copies")
+  assert rows(some) == ["real"]
+  some["copies"][BAD]["references"]["near_copies"] = 1
+  assert rows(some) == [f"real, for {GOOD}", f"real, for {BAD}"]
 
 
 def test_numbers_are_those_of_the_analysis(page, analysis):
