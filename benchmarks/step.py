@@ -58,10 +58,15 @@ _TORCH_MODE = flags.DEFINE_string(
 Key = tuple[str, str]
 
 
+def has_torch() -> bool:
+  """Whether PyTorch is installed (extra "parity")."""
+  return importlib.util.find_spec("torch") is not None
+
+
 def _create(shape: Shape, variant: str, candidate: str) -> Any:
   """Makes a training, compiled; None without PyTorch."""
   if candidate == "torch":
-    if importlib.util.find_spec("torch") is None:
+    if not has_torch():
       return None
     from benchmarks import torch_peer
 
@@ -195,7 +200,7 @@ def measure() -> Iterator[Table]:
 def _forget() -> None:
   """Drops what was compiled for one shape."""
   jax.clear_caches()
-  if importlib.util.find_spec("torch") is not None:
+  if has_torch():
     import torch
 
     torch.compiler.reset()
