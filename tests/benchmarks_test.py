@@ -172,7 +172,7 @@ SUITES = {
   ],
   "runs": [
     *("--runs_config=configs/digits_lowshot.py:smoke", "--runs=2"),
-    "--steps=1",
+    *("--steps=1", "--rounds=1"),
   ],
 }
 
@@ -180,7 +180,7 @@ SUITES = {
 @pytest.mark.parametrize(
   "suite",
   [
-    # One starts many commands, the other trains four times.
+    # One starts five commands, the other trains four times.
     pytest.param(name, marks=[pytest.mark.slow] * (name in ("runs", "data")))
     for name in SUITES
   ],
