@@ -1,6 +1,4 @@
-"""What the images cost: augmentation, decoding, memory.
-
-  python -m benchmarks.data [--parts=resident,stream,memory]
+"""What the images cost: augmentation, decoding, memory. `--parts`:
 
 resident: images in device memory, gathered, cropped and flipped, against the
 training step they are for (ResNet-18 at 32 px, batches of 128, method "real").
@@ -12,45 +10,52 @@ busy machine does not count.
 memory: resident memory of the process and its workers over 10,000 training
 steps on the digits.
 
-Candidates take turns; medians over rounds, with the slowest and the fastest in
-brackets. Images are random, with the spectrum of photographs.
+Candidates take turns. Images are random, with the spectrum of photographs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 import io
 import itertools
 import os
 from pathlib import Path
-import platform
 import statistics
 import tempfile
 import time
+from unittest import mock
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 from PIL import Image
 import psutil
 
+from benchmarks import tables
+from benchmarks.tables import CORES, Table
 from synguide_jax import config as config_lib
-from synguide_jax import console, images, mesh, train
+from synguide_jax import images, mesh, train
 from synguide_jax.data import sources
 from synguide_jax.data.augment import Augmentation
 from synguide_jax.data.feed import Feed
 from synguide_jax.data.pixels import Pixels
 
-CORES = len(os.sched_getaffinity(0))
 PARTS = ("resident", "stream", "memory")
-NUM_SMALL, NUM_LARGE = 10_000, 2_000
 STREAM_SIZE, STREAM_BATCH = 224, 64
-# Batches before time is taken, more than are decoded ahead, and after.
-WARM_UP, STREAM_STEPS = 12, 48
-MEMORY_STEPS, MEMORY_SEEN = 10_000, (1_000, 2_000, 5_000, 10_000)
+# Batches before time is taken, more than are decoded ahead.
+WARM_UP = 12
 
-_PARTS = flags.DEFINE_list("parts", list(PARTS), "What to measure.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed turns of each candidate.")
+_PARTS = flags.DEFINE_list("parts", list(PARTS), "Parts of the suite data.")
 _WORKERS = flags.DEFINE_list("workers", ["0", "1", "2"], "data.num_workers.")
+_NETWORK = flags.DEFINE_string(
+  "data_network", "cifar_resnet18", "Network of the resident images."
+)
+_BATCH = flags.DEFINE_integer("data_batch", 128, "Resident images a step.")
+_RESIDENT = flags.DEFINE_integer("resident", 10_000, "Resident images.")
+_PHOTOS = flags.DEFINE_integer("photos", 2_000, "Images of the stream.")
+_STREAM_STEPS = flags.DEFINE_integer("stream_steps", 48, "Batches of a turn.")
+_MEMORY_STEPS = flags.DEFINE_list(
+  "memory_steps", ["1000", "2000", "5000", "10000"], "When to look at memory."
+)
 
 
 def photo_like(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -78,12 +83,6 @@ def resident_mib() -> float:
   return sum(process.memory_info().rss for process in processes) / 2**20
 
 
-def spread(values: list[float], digits: int = 1) -> str:
-  """Formats the median and, in brackets, the extremes."""
-  middle, low, high = statistics.median(values), min(values), max(values)
-  return f"{middle:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
-
-
 def milliseconds(call: Callable[[], object]) -> float:
   """Time that a call takes, its arrays computed."""
   start = time.perf_counter()
@@ -104,21 +103,22 @@ def training(**overrides: object):
   return feed, program, carry, program.step(0, frozen)
 
 
-def resident(folder: Path, rounds: int) -> None:
-  """Prints the share of gather and augmentation in a training step."""
+def resident(folder: Path) -> Table:
+  """Measures the share of gather and augmentation in a training step."""
   rng = np.random.default_rng(0)
   np.savez(
     folder / "small.npz",
-    images=np.stack([photo_like(rng, 32) for _ in range(NUM_SMALL)]),
-    labels=np.arange(NUM_SMALL) % 10,
+    images=np.stack([photo_like(rng, 32) for _ in range(_RESIDENT.value)]),
+    labels=np.arange(_RESIDENT.value) % 10,
   )
   overrides = {"data.padding": 4, "data.flip": True, "data.feed": "resident"}
   feed, program, carry, step = training(
     **overrides,
     **{
       "data.real": f"npz:{folder / 'small.npz'}",
-      "model.name": "cifar_resnet18",
+      "model.name": _NETWORK.value,
       "evaluate_on": (),
+      "batch_size": _BATCH.value,
     },
   )
   config = config_lib.override(config_lib.classifier_defaults(), overrides)
@@ -131,7 +131,7 @@ def resident(folder: Path, rounds: int) -> None:
 
   batches, own_batches = (program.batches(feed, 0, 0) for _ in range(2))
   shares, alone, whole = [], [], []
-  for number in range(rounds + 1):
+  for number in range(tables.rounds() + 1):
     # It is short, so it takes several turns.
     part = statistics.median(
       milliseconds(
@@ -150,13 +150,14 @@ def resident(folder: Path, rounds: int) -> None:
       alone.append(part)
       whole.append(total)
       shares.append(100 * part / total)
-  print(
-    f"\nresident: batches of 128 at 32 px, {NUM_SMALL:,} images, n = {rounds}\n"
-    "\n| | ms |\n| --- | ---: |\n"
-    f"| draw, gather, crop, flip | {spread(alone, 2)} |\n"
-    f"| all of a step of cifar_resnet18 | {spread(whole, 0)} |\n"
-    f"| share, % | {spread(shares, 2)} |",
-    flush=True,
+  return Table(
+    f"data: batches of {_BATCH.value} at 32 px, {_RESIDENT.value:,} images in "
+    f"memory, {_NETWORK.value}",
+    [
+      {"": "draw, gather, crop, flip", "ms": alone},
+      {"": "all of a step", "ms": whole},
+      {"": "share, %", "ms": shares},
+    ],
   )
 
 
@@ -164,8 +165,8 @@ class _Draw:
   """Shuffled passes over all images, as a Feed draws them."""
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
-    per_pass = NUM_LARGE // STREAM_BATCH
-    order = np.random.default_rng(step // per_pass).permutation(NUM_LARGE)
+    per_pass = _PHOTOS.value // STREAM_BATCH
+    order = np.random.default_rng(step // per_pass).permutation(_PHOTOS.value)
     start = step % per_pass * STREAM_BATCH
     return {"real": order[None, start : start + STREAM_BATCH]}
 
@@ -177,11 +178,11 @@ def streamed(pixels: Pixels, workers: int) -> tuple[float, float]:
   for drawn in itertools.islice(batches, WARM_UP):
     jax.block_until_ready(drawn)
   start, cpu = time.perf_counter(), cpu_seconds()
-  for drawn in itertools.islice(batches, STREAM_STEPS):
+  for drawn in itertools.islice(batches, _STREAM_STEPS.value):
     jax.block_until_ready(drawn)
   seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
   batches.close()
-  count = STREAM_STEPS * STREAM_BATCH
+  count = _STREAM_STEPS.value * STREAM_BATCH
   return count / seconds, count / cpu
 
 
@@ -199,15 +200,15 @@ def pillow(files: list[bytes], threads: int) -> tuple[float, float]:
   return len(files) / seconds, len(files) / cpu
 
 
-def stream(folder: Path, rounds: int) -> None:
-  """Prints the speed of the stream beside Pillow's."""
+def stream(folder: Path) -> Table:
+  """Measures the speed of the stream beside Pillow's."""
   rng, root = np.random.default_rng(0), folder / "photos"
   (root / "all").mkdir(parents=True)
-  for number in range(NUM_LARGE):
+  for number in range(_PHOTOS.value):
     image = Image.fromarray(photo_like(rng, STREAM_SIZE))
     image.save(root / "all" / f"{number:04}.jpg", quality=90)
   records = sources.open_set(f"folder:{root}").splits["train"]
-  rows = np.arange(NUM_LARGE)
+  rows = np.arange(_PHOTOS.value)
   pixels = Pixels([(records, rows)], STREAM_SIZE, 3)
   files = records.encoded(rows)
 
@@ -220,32 +221,31 @@ def stream(folder: Path, rounds: int) -> None:
     name = f"stream, num_workers={workers}"
     candidates[name] = lambda workers=workers: streamed(pixels, workers)
   results = {name: [] for name in candidates}
-  for _ in range(rounds):
+  for _ in range(tables.rounds()):
     for name, measure in candidates.items():
       results[name].append(measure())
   size = sum(map(len, files)) / len(files) / 1024
-  print(
-    f"\nstream: {NUM_LARGE:,} JPEG files of {STREAM_SIZE} px, quality 90, "
-    f"{size:.0f} KiB on average, batches of {STREAM_BATCH}, n = {rounds}\n\n"
-    f"| | images/s | of a core | {' | '.join(f'to {b}' for b in baselines)} |\n"
-    f"| --- | ---: | ---: |{' ---: |' * len(baselines)}"
+  table = Table(
+    f"data: {_PHOTOS.value:,} JPEG files of {STREAM_SIZE} px, quality 90, "
+    f"{size:.0f} KiB on average, batches of {STREAM_BATCH}; ratios are of "
+    "images by CPU second"
   )
   for name, rates in results.items():
     rate, of_core = map(list, zip(*rates, strict=True))
-    cells = [name, spread(rate, 0), spread(of_core, 0)]
+    row = {"": name, "images/s": rate, "of a core": of_core}
     for baseline in baselines:
-      pairs = zip(of_core, results[baseline], strict=True)
-      cells.append(spread([own / other for own, (_, other) in pairs], 2))
-    print(f"| {' | '.join(cells)} |", flush=True)
+      theirs = [of_core for _, of_core in results[baseline]]
+      row[f"to {baseline}"] = tables.ratios(of_core, theirs)
+    table.rows.append(row)
+  return table
 
 
-def memory() -> None:
-  """Prints resident memory during a training, for both feeds."""
-  print(
-    "\nmemory: MiB of the process and its workers after so many steps on the "
-    "digits, batches of 64, n = 1\n\n"
-    f"| feed | {' | '.join(f'{step:,}' for step in MEMORY_SEEN)} |\n"
-    f"| --- |{' ---: |' * len(MEMORY_SEEN)}"
+def memory() -> Table:
+  """Measures resident memory during a training, for both feeds."""
+  seen = [int(step) for step in _MEMORY_STEPS.value]
+  table = Table(
+    "data: MiB of the process and its workers after so many steps on the "
+    "digits, batches of 64, once"
   )
   for feed_name, workers in (("resident", 0), ("stream", 0), ("stream", 1)):
     feed, program, carry, step = training(
@@ -259,37 +259,28 @@ def memory() -> None:
         "model.name": "small_cnn",
         "evaluate_on": (),
         "batch_size": 64,
-        "num_steps": MEMORY_STEPS,
+        "num_steps": seen[-1],
       }
     )
-    seen = []
-    for number, drawn in enumerate(program.batches(feed, 0, 0)):
-      carry = step(carry, drawn, number)
-      if number + 1 in MEMORY_SEEN:
-        jax.block_until_ready(carry)
-        seen.append(f"{resident_mib():,.0f}")
     name = feed_name if not workers else f"{feed_name}, {workers} worker"
-    print(f"| {name} | {' | '.join(seen)} |", flush=True)
+    row = {"feed": name}
+    for number, drawn in enumerate(program.batches(feed, 0, 0), start=1):
+      carry = step(carry, drawn, number - 1)
+      if number in seen:
+        jax.block_until_ready(carry)
+        row[f"{number:,}"] = resident_mib()
+    table.rows.append(row)
+  return table
 
 
-def main(argv):
-  """Prints the tables."""
-  del argv
-  console.quiet()
-  print(
-    f"Python {platform.python_version()}, jax {jax.__version__}; "
-    f"{CORES} cores, load {os.getloadavg()[0]:.1f}"
-  )
-  with tempfile.TemporaryDirectory() as folder:
-    os.environ["SYNGUIDE_CACHE"] = f"{folder}/cache"
-    if "resident" in _PARTS.value:
-      resident(Path(folder), _ROUNDS.value)
-    if "stream" in _PARTS.value:
-      stream(Path(folder), _ROUNDS.value)
-    if "memory" in _PARTS.value:
-      memory()
-  print(f"\nload {os.getloadavg()[0]:.1f} at the end")
-
-
-if __name__ == "__main__":
-  app.run(main)
+def measure() -> Iterator[Table]:
+  """Yields the table of each part."""
+  with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+    with mock.patch.dict(os.environ, SYNGUIDE_CACHE=str(folder / "cache")):
+      if "resident" in _PARTS.value:
+        yield resident(folder)
+      if "stream" in _PARTS.value:
+        yield stream(folder)
+      if "memory" in _PARTS.value:
+        yield memory()

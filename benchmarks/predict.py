@@ -1,28 +1,27 @@
 """How much of decoding and inference `predict` hides behind each other.
 
-  python -m benchmarks.predict [--files=2000] [--turns=3]
-
 Writes JPEG files of 224 px into a temporary folder and asks an untrained
 network about them, at --read px. Taken apart: reading and decoding the files
 in as many threads, into batches, with nothing else at work; and the network on
-one batch, as often as there are batches. The three take turns; medians over
-rounds, the fastest and the slowest in brackets. The ratio is of images a
-second: predict's to those of decoding and inference one after the other. Where
-both share the same cores, 1 is all that there is to gain.
+one batch, as often as there are batches. The three take turns. The ratio is of
+images a second: predict's to those of decoding and inference one after the
+other. Where both share the same cores, 1 is all that there is to gain.
 """
 
+from collections.abc import Iterator
 import os
 from pathlib import Path
-import statistics
 import tempfile
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 from PIL import Image
 
+from benchmarks import tables
 from benchmarks.data import photo_like
+from benchmarks.tables import Table
 from synguide_jax import models
 from synguide_jax.analysis import predictions
 from synguide_jax.analysis.predictions import Ensemble
@@ -37,7 +36,6 @@ _READ = flags.DEFINE_integer("read", 64, "Side that the network sees, pixels.")
 _MODEL = flags.DEFINE_string("model", "small_cnn", "Network.")
 _MEMBERS = flags.DEFINE_integer("members", 1, "Networks of the ensemble.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a step.")
-_TURNS = flags.DEFINE_integer("turns", 3, "Timed turns of each candidate.")
 
 
 def _write(folder: str) -> None:
@@ -89,9 +87,8 @@ def _infer(ensemble: Ensemble) -> None:
   jax.device_get(waiting)
 
 
-def main(argv: list[str]) -> None:
-  """Prints the times and the ratio."""
-  del argv
+def measure() -> Iterator[Table]:
+  """Yields the table of times, with the ratio."""
   ensemble = _ensemble()
   with tempfile.TemporaryDirectory() as folder:
     _write(folder)
@@ -105,21 +102,19 @@ def main(argv: list[str]) -> None:
     }
     turns["predict"]()  # compiles
     seconds = {name: [] for name in turns}
-    for _ in range(_TURNS.value):
+    for _ in range(tables.rounds()):
       for name, turn in turns.items():
         start = time.perf_counter()
         turn()
         seconds[name].append(time.perf_counter() - start)
-  print(f"{_FILES.value} files on {jax.devices()[0]}, {os.cpu_count()} cores")
-  for name, values in seconds.items():
-    low, middle, high = min(values), statistics.median(values), max(values)
-    print(f"  {name}: {middle:.2f} s [{low:.2f}, {high:.2f}]")
-  ratios = [
-    (a + b) / both for a, b, both in zip(*seconds.values(), strict=True)
+  rows = [{"": name, "s": values} for name, values in seconds.items()]
+  apart = [
+    a + b
+    for a, b in zip(seconds["decoding"], seconds["inference"], strict=True)
   ]
-  print(f"  ratio: {statistics.median(ratios):.2f}", end=" ")
-  print(f"[{min(ratios):.2f}, {max(ratios):.2f}]")
-
-
-if __name__ == "__main__":
-  app.run(main)
+  rows[-1]["speed to both apart"] = tables.ratios(apart, seconds["predict"])
+  yield Table(
+    f"analysis: {_FILES.value:,} JPEG files of {_SIDE.value} px, read at "
+    f"{_READ.value} px, {_MODEL.value}",
+    rows,
+  )

@@ -1,8 +1,5 @@
 """Several runs in one program, against one after the other by themselves.
 
-  python -m benchmarks.runs
-  python -m benchmarks.runs --resnet
-
 Starts the command anew for each of five runs, then once for all five, in both
 modes; everything counts, from the start of Python to results.json, compilation
 included and never cached. What the config's specs make is made beforehand.
@@ -10,22 +7,27 @@ With --resnet, a ResNet-18 on 32 px images for a few steps, digits standing in
 for CIFAR-10. Rounds repeat all of it; ratios are of one round.
 """
 
+from collections.abc import Iterator
 import os
 from pathlib import Path
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-from absl import app, flags
+from absl import flags
+
+from benchmarks import tables
+from benchmarks.tables import Table
 
 _RUNS = flags.DEFINE_integer("runs", 5, "Number of runs.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of rounds.")
 _RESNET = flags.DEFINE_bool("resnet", False, "Measure a ResNet instead.")
 _STEPS = flags.DEFINE_integer("steps", 0, "Steps; 0: the config's, or 20.")
 
-_DIGITS = ["--config=configs/digits_lowshot.py"]
+_CONFIG = flags.DEFINE_string(
+  "runs_config", "configs/digits_lowshot.py", "What is trained, else."
+)
+
 _SMALL_RESNET = [
   "--config=configs/cifar_lowshot.py:small",
   "--config.data.real=digits",
@@ -46,7 +48,7 @@ _MODES = ("map", "vmap")
 
 def _seconds(folder: Path, *overrides: str) -> float:
   """Wall time of one command in a fresh workdir."""
-  base = _SMALL_RESNET if _RESNET.value else _DIGITS
+  base = _SMALL_RESNET if _RESNET.value else [f"--config={_CONFIG.value}"]
   steps = [f"--config.num_steps={_STEPS.value}"] if _STEPS.value else []
   started = time.perf_counter()
   subprocess.run(
@@ -62,20 +64,14 @@ def _seconds(folder: Path, *overrides: str) -> float:
   return time.perf_counter() - started
 
 
-def _middle(values: list[float]) -> str:
-  low, high = min(values), max(values)
-  return f"{statistics.median(values):.2f} [{low:.2f}, {high:.2f}]"
-
-
-def main(argv: list[str]) -> None:
-  """Measures and prints a table."""
-  del argv
+def measure() -> Iterator[Table]:
+  """Yields the table of wall times."""
   runs = _RUNS.value
   separate, together = [], {mode: [] for mode in _MODES}
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     _seconds(folder / "warm", "num_runs=1", "num_steps=1")
-    for number in range(_ROUNDS.value):
+    for number in range(tables.rounds()):
       here = folder / str(number)
       separate.append(
         sum(
@@ -87,18 +83,14 @@ def main(argv: list[str]) -> None:
         together[mode].append(
           _seconds(here / mode, f"num_runs={runs}", f"runs_mode={mode}")
         )
-      print(f"round {number + 1} done", file=sys.stderr)
-  print(f"| {runs} runs | wall time, s | ratio to separate |")
-  print("| --- | ---: | ---: |")
-  print(f"| separate programs | {_middle(separate)} | 1 |")
-  for mode in _MODES:
-    ratios = [
-      ours / theirs
-      for ours, theirs in zip(together[mode], separate, strict=True)
-    ]
-    label = f'one program, runs_mode="{mode}"'
-    print(f"| {label} | {_middle(together[mode])} | {_middle(ratios)} |")
-
-
-if __name__ == "__main__":
-  app.run(main)
+  rows = [{f"{runs} runs": "separate programs", "wall time, s": separate}]
+  for mode, seconds in together.items():
+    rows.append(
+      {
+        f"{runs} runs": f'one program, runs_mode="{mode}"',
+        "wall time, s": seconds,
+        "to separate": tables.ratios(seconds, separate),
+      }
+    )
+  what = "ResNet-18 at 32 px" if _RESNET.value else _CONFIG.value
+  yield Table(f"runs: {what}, from start to results.json", rows)

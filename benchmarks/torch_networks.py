@@ -1,6 +1,8 @@
 """PyTorch peers, plain torch.nn, with torchvision's and timm's names.
 
-For benchmarks, and for tests of weights.
+For benchmarks, and for tests of weights. What `create` makes has two parts:
+``maps(images)`` are the outputs of the stages, of the first ``upto`` alone if
+that is given, and ``classify`` makes logits of the last one.
 """
 
 import torch
@@ -82,13 +84,50 @@ class ResNet(nn.Module):
       setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
     self.fc = nn.Linear(before, num_classes)
 
-  def forward(self, x):
+  def maps(self, x, upto=None):
     x = F.relu(self.bn1(self.conv1(x)))
     if not self.small_images:
       x = F.max_pool2d(x, 3, 2, 1)
-    for stage in range(self.stages):
+    found = []
+    for stage in range(upto or self.stages):
       x = getattr(self, f"layer{stage + 1}")(x)
+      found.append(x)
+    return found
+
+  def classify(self, x):
     return self.fc(x.mean((2, 3)))
+
+  def forward(self, x):
+    return self.classify(self.maps(x)[-1])
+
+
+class SmallCNN(nn.Module):
+  """The digits' network, with the names that its layers have here."""
+
+  def __init__(self, num_classes, channels=3, widths=(16, 32, 64), groups=8):
+    super().__init__()
+    self.stages, before = len(widths), channels
+    for i, width in enumerate(widths):
+      stride = 2 if i else 1
+      conv = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+      setattr(self, f"Conv_{i}", conv)
+      setattr(self, f"GroupNorm_{i}", nn.GroupNorm(groups, width, 1e-6))
+      before = width
+    self.head = nn.Linear(before, num_classes)
+
+  def maps(self, x, upto=None):
+    found = []
+    for i in range(upto or self.stages):
+      x = getattr(self, f"Conv_{i}")(x)
+      x = F.relu(getattr(self, f"GroupNorm_{i}")(x))
+      found.append(x)
+    return found
+
+  def classify(self, x):
+    return self.head(x.mean((2, 3)))
+
+  def forward(self, x):
+    return self.classify(self.maps(x)[-1])
 
 
 def _pad_same(x, conv):
@@ -253,7 +292,46 @@ class VisionTransformer(nn.Module):
     self.norm = nn.LayerNorm(width, 1e-6)
     self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
 
-  def forward(self, x):
+  def maps(self, x, upto=None):
+    """The tokens after each quarter of the blocks."""
     x = self.patch_embed(x)
     x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
-    return self.head(self.norm(self.blocks(x + self.pos_embed))[:, 0])
+    x, found = x + self.pos_embed, []
+    depth = len(self.blocks)
+    ends = [-(-depth * quarter // 4) for quarter in (1, 2, 3, 4)]
+    for number, block in enumerate(self.blocks[: ends[(upto or 4) - 1]], 1):
+      x = block(x)
+      if number in ends:
+        found.append(x)
+    return found
+
+  def classify(self, x):
+    return self.head(self.norm(x)[:, 0])
+
+  def forward(self, x):
+    return self.classify(self.maps(x)[-1])
+
+
+def create(name, num_classes, channels=3, **options):
+  """Makes the peer of a network of `synguide_jax.models`, for photographs.
+
+  Args:
+    name: Its registered name: a ResNet, "small_cnn" or "vit_small_patch16".
+    num_classes: Number of logits.
+    channels: Of the images; 3 but for "small_cnn".
+    **options: Fields in which the network differs from that name's.
+
+  Returns:
+    A module in training mode, with PyTorch's initial weights.
+  """
+  from synguide_jax import models
+  from synguide_jax.models.resnet import ResNet as OurResNet
+
+  architecture = models.MODELS[name]
+  if name == "small_cnn":
+    return SmallCNN(num_classes, channels, **options)
+  if name == "vit_small_patch16":
+    return VisionTransformer(num_classes, 384, 12, 6, **options)
+  if architecture.module is OurResNet:
+    return ResNet(num_classes, **architecture.options | options)
+  raise ValueError(f"{name} has no peer in PyTorch.")

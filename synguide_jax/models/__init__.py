@@ -68,9 +68,12 @@ MODELS: dict[str, Architecture] = {
   "resnet50": _resnet((3, 4, 6, 3), True),
   "resnet101": _resnet((3, 4, 23, 3), True),
   # For 32 px: kuangliu/pytorch-cifar's, and bearpaw/pytorch-classification's
-  # "depth 50", whose last map has 256 channels.
+  # "depth 50", whose last map has 256 channels. The ResNet-20 of He et al. but
+  # for its shortcuts, where the shape changes 1x1 convolutions (their option
+  # B) instead of zeros.
   "cifar_resnet18": _resnet((2, 2, 2, 2), False, small_images=True),
   "cifar_resnet50": _resnet((3, 4, 6, 3), True, small_images=True),
+  "cifar_resnet20": _resnet((3, 3, 3), False, small_images=True, width=16),
   "cifar_resnet_narrow50": _resnet(
     (8, 8, 8), True, small_images=True, width=16
   ),
