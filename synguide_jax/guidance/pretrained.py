@@ -1,6 +1,7 @@
 """Pretrained guidance: keep the geometry of a pretrained feature space."""
 
 from collections.abc import Callable, Iterable
+import functools
 import math
 import numbers
 from typing import Any
@@ -67,6 +68,10 @@ _METRICS: dict[str, Metric] = {
 _SIMILARITIES = ("kl", "l1", "l2", "js")
 _REDUCTIONS = ("batchmean", "elementmean", "sum")
 _DIRECTIONS = ("pretrained_to_trained", "trained_to_pretrained")
+
+# Of larger batches (N above 2,048) the loss sees this many pairs at a time. Up
+# to seven arrays of this size, 16 MiB in float32, are alive at once.
+_PAIRS_AT_ONCE = 2**22
 
 
 def _check_option(name: str, value: Any, known: Iterable[str]) -> None:
@@ -137,15 +142,154 @@ def pairwise_similarity(
   features = _as_features("features", features)
   if not callable(metric):
     _check_option("metric", metric, _METRICS)
-    metric = _METRICS[metric]
-  rows = jax.vmap(metric, in_axes=(None, 0))
-  similarity = jax.vmap(rows, in_axes=(0, None))(features, features)
+  return _similarities(features, features, metric)
+
+
+def _similarities(
+  rows: jax.Array, columns: jax.Array, metric: str | Metric
+) -> jax.Array:
+  """Similarity of every row of one matrix and every row of another."""
+  metric = metric if callable(metric) else _METRICS[metric]
+  one_row = jax.vmap(metric, in_axes=(None, 0))
+  similarity = jax.vmap(one_row, in_axes=(0, None))(rows, columns)
   if jnp.ndim(similarity) != 2:
     raise ValueError(
       "metric must return a scalar for two rows of shape [D]; got shape "
       f"{jnp.shape(similarity)[2:]}."
     )
   return similarity
+
+
+def _loss_of_rows(
+  features: jax.Array,
+  pretrained_features: jax.Array,
+  temperature: jax.typing.ArrayLike,
+  where: jax.Array | None,
+  block: jax.typing.ArrayLike,
+  blocks: int,
+  options: tuple[str, str | Metric, str],
+) -> jax.Array:
+  """Sums the loss over the rows ``block``, ``block + blocks``, and so on.
+
+  Blocks are not contiguous: of a batch sharded over devices, each of these has
+  a share of every block, and none waits for the others.
+  """
+  similarity, metric, direction = options
+
+  def rows_of(array):
+    if blocks == 1:
+      return array
+    array = array.reshape(-1, blocks, *array.shape[1:])
+    return jax.lax.dynamic_index_in_dim(array, block, axis=1, keepdims=False)
+
+  places = jnp.arange(features.shape[0])
+  pairs = rows_of(places)[:, None] != places[None, :]
+  if where is not None:
+    pairs &= rows_of(where)[:, None] & where[None, :]
+
+  def similarities(features):
+    return _similarities(rows_of(features), features, metric) / temperature
+
+  trained = similarities(features)
+  pretrained = similarities(pretrained_features)
+
+  def log_probabilities(scores):
+    # A row without a pair keeps its scores: log_softmax needs one. Zeros then
+    # take all that is no pair out of the sums below.
+    kept = pairs | ~jnp.any(pairs, axis=1, keepdims=True)
+    scores = jnp.where(kept, scores, -jnp.inf)
+    return jnp.where(pairs, jax.nn.log_softmax(scores), 0)
+
+  def kl(log_p, log_q):
+    return jnp.exp(log_p) * (log_p - log_q)
+
+  if similarity == "l1":
+    terms = jnp.where(pairs, jnp.abs(pretrained - trained), 0)
+  elif similarity == "l2":
+    terms = jnp.where(pairs, jnp.square(pretrained - trained), 0)
+  else:
+    log_p = log_probabilities(pretrained)
+    log_q = log_probabilities(trained)
+    if similarity == "js":
+      log_m = jnp.logaddexp(log_p, log_q) - math.log(2)
+      log_m = jnp.where(pairs, log_m, 0)
+      terms = (kl(log_p, log_m) + kl(log_q, log_m)) / 2
+    elif direction == "pretrained_to_trained":
+      terms = kl(log_p, log_q)
+    else:
+      terms = kl(log_q, log_p)
+  return jnp.sum(terms)
+
+
+# Reverse mode through a loop would keep what every block computed, which is all
+# pairs again, or compute it a second time. The gradient of a sum is known block
+# by block, so the rule takes it where the value is computed, at the cost of the
+# usual two passes, and gives JAX a tangent that transposes to a multiplication.
+# A custom rule of reverse mode could do no more, and would forbid forward mode.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _loss_in_blocks(
+  features, pretrained_features, temperature, where, blocks, options
+):
+  """:func:`_loss_of_rows` over all rows, in memory for one block."""
+  arguments = features, pretrained_features, temperature, where
+
+  def add(total, block):
+    return total + _loss_of_rows(*arguments, block, blocks, options), None
+
+  zero = jnp.zeros_like(temperature)
+  return jax.lax.scan(add, zero, jnp.arange(blocks))[0]
+
+
+@_loss_in_blocks.defjvp
+def _loss_in_blocks_jvp(blocks, options, primals, tangents):
+  features, _, temperature, _ = primals
+  # The pretrained features get no gradient.
+  features_tangent, _, temperature_tangent, _ = tangents
+  of_block = jax.value_and_grad(_loss_of_rows, argnums=(0, 2))
+
+  # Derivatives of this derivative compute the block again.
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def add(total, block):
+    found = of_block(*primals, block, blocks, options)
+    return jax.tree.map(jnp.add, total, found), None
+
+  zero = jnp.zeros_like(temperature)
+  zeros = zero, (jnp.zeros_like(features), zero)
+  (value, gradients), _ = jax.lax.scan(add, zeros, jnp.arange(blocks))
+  tangent = jnp.sum(gradients[0] * features_tangent)
+  return value, tangent + gradients[1] * temperature_tangent
+
+
+# Outside of jit a loop would be compiled for each call.
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _loss_of_large_batch(
+  features, pretrained_features, temperature, where, blocks, options
+):
+  similarity, metric, direction = options
+  n = features.shape[0]
+  if missing := -n % blocks:
+    where = jnp.ones(n, bool) if where is None else where
+    features, pretrained_features = (
+      jnp.pad(array, ((0, missing), (0, 0)), constant_values=1)
+      for array in (features, pretrained_features)
+    )
+    where = jnp.pad(where, (0, missing))
+  if metric == "cosine":
+    # Once, instead of in each block.
+    features = jax.vmap(_normalize)(features)
+    pretrained_features = jax.vmap(_normalize)(pretrained_features)
+    metric = "dot"
+  # Like the features also in what it varies over, inside of a shard_map: a loop
+  # needs this of what it sums, and gradients would be summed over devices.
+  temperature = jnp.full_like(features[0, 0], temperature)
+  return _loss_in_blocks(
+    features,
+    pretrained_features,
+    temperature,
+    where,
+    blocks,
+    (similarity, metric, direction),
+  )
 
 
 def pretrained_guidance_loss(
@@ -258,10 +402,21 @@ def pretrained_guidance_loss(
   .. note::
     Under :func:`jax.jit` a batch sharded over devices is one batch: all of its
     pairs are compared, and the value does not depend on the mesh.
+
+  .. note::
+    Time is quadratic in ``N``. Memory is so up to ``N`` = 2,048, or with a
+    metric of your own; beyond that the rows are taken in blocks, whose number
+    is a power of two, and the gradient is computed with the value. The time
+    stays that of one pass over all pairs. Of a sharded batch each device has
+    its share of every block, and as much is sent between devices as without
+    blocks, in more and smaller pieces. Where devices and blocks together do not
+    divide ``N``, XLA moves rows to other devices first.
   """
   _check_option("similarity", similarity, _SIMILARITIES)
   _check_option("reduction", reduction, _REDUCTIONS)
   _check_option("direction", direction, _DIRECTIONS)
+  if not callable(metric):
+    _check_option("metric", metric, _METRICS)
   # Arrays may be tracers, whose values are not known.
   if isinstance(temperature, numbers.Real) and not 0 < temperature < math.inf:
     raise ValueError(
@@ -280,7 +435,6 @@ def pretrained_guidance_loss(
   if n < 2:
     raise ValueError(f"The loss compares pairs of rows; got {n} row(s).")
 
-  pairs = ~jnp.eye(n, dtype=bool)
   count = n
   if where is not None:
     where = jnp.asarray(where)
@@ -289,45 +443,27 @@ def pretrained_guidance_loss(
         f"where must be boolean with shape ({n},); got {where.dtype} with "
         f"shape {where.shape}."
       )
-    pairs &= where[:, None] & where[None, :]
     count = jnp.maximum(jnp.sum(where), 2)
     # Masking the result alone would let 0 * NaN into the gradient. Ones, since
     # a user's metric may divide by the norm.
     features = jnp.where(where[:, None], features, 1)
     pretrained_features = jnp.where(where[:, None], pretrained_features, 1)
 
-  trained = pairwise_similarity(features, metric) / temperature
-  pretrained = pairwise_similarity(pretrained_features, metric) / temperature
-
-  def log_probabilities(scores):
-    # A row without a pair keeps its scores: log_softmax needs one. Zeros then
-    # take all that is no pair out of the sums below.
-    kept = pairs | ~jnp.any(pairs, axis=1, keepdims=True)
-    scores = jnp.where(kept, scores, -jnp.inf)
-    return jnp.where(pairs, jax.nn.log_softmax(scores), 0)
-
-  def kl(log_p, log_q):
-    return jnp.exp(log_p) * (log_p - log_q)
-
-  if similarity == "l1":
-    terms = jnp.where(pairs, jnp.abs(pretrained - trained), 0)
-  elif similarity == "l2":
-    terms = jnp.where(pairs, jnp.square(pretrained - trained), 0)
+  arguments = features, pretrained_features, temperature, where
+  options = similarity, metric, direction
+  # A power of two divides most batches, and what devices have of them.
+  blocks = 1
+  while n * n > blocks * _PAIRS_AT_ONCE:
+    blocks *= 2
+  if blocks == 1 or callable(metric):
+    # A user's metric may depend on arrays that it does not take.
+    loss = _loss_of_rows(*arguments, 0, 1, options)
   else:
-    log_p = log_probabilities(pretrained)
-    log_q = log_probabilities(trained)
-    if similarity == "js":
-      log_m = jnp.logaddexp(log_p, log_q) - math.log(2)
-      log_m = jnp.where(pairs, log_m, 0)
-      terms = (kl(log_p, log_m) + kl(log_q, log_m)) / 2
-    elif direction == "pretrained_to_trained":
-      terms = kl(log_p, log_q)
-    else:
-      terms = kl(log_q, log_p)
+    loss = _loss_of_large_batch(*arguments, blocks, options)
 
   divisor = {
     "batchmean": count,
     "elementmean": count * (count - 1),
     "sum": 1,
   }[reduction]
-  return jnp.sum(terms) / divisor
+  return loss / divisor

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from synguide_jax.guidance import pairwise_similarity, pretrained_guidance_loss
+from synguide_jax.guidance import pretrained as pretrained_lib
 
 METRICS = ("cosine", "dot", "euclidean", "sqeuclidean")
 SIMILARITIES = ("kl", "l1", "l2", "js")
@@ -524,18 +525,28 @@ def test_vmap_over_runs():
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_sharded_batch_equals_one_device(metric):
+@pytest.fixture
+def small_blocks(monkeypatch):
+  """Takes two rows of eight at a time, or less."""
+  monkeypatch.setattr(pretrained_lib, "_PAIRS_AT_ONCE", 16)
+
+
+def _mesh():
   if jax.device_count() < 8:
     pytest.skip("needs 8 devices")
-  mesh = jax.make_mesh(
+  return jax.make_mesh(
     (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
   )
-  sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))
+
+
+@pytest.mark.parametrize("pairs_at_once", [2**22, 64])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_sharded_batch_equals_one_device(metric, pairs_at_once, monkeypatch):
+  sharding = jax.sharding.NamedSharding(_mesh(), jax.P("data"))
   arrays = (
-    normal(0, (16, 4)),
-    normal(1, (16, 6)),
-    jax.random.bernoulli(jax.random.key(2), 0.7, (16,)),
+    normal(0, (32, 4)),
+    normal(1, (32, 6)),
+    jax.random.bernoulli(jax.random.key(2), 0.7, (32,)),
   )
 
   @jax.jit
@@ -544,11 +555,154 @@ def test_sharded_batch_equals_one_device(metric):
       features, pretrained, metric=metric, where=where
     )
 
+  monkeypatch.setattr(pretrained_lib, "_PAIRS_AT_ONCE", pairs_at_once)
   value, gradient = loss(*arrays)
   sharded_value, sharded_gradient = loss(*jax.device_put(arrays, sharding))
   assert len(sharded_gradient.sharding.device_set) == 8
   np.testing.assert_allclose(sharded_value, value, rtol=1e-5)
   np.testing.assert_allclose(sharded_gradient, gradient, rtol=1e-4, atol=1e-6)
+
+
+# Large batches.
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_blocks_change_nothing(similarity, metric, monkeypatch):
+  directions = DIRECTIONS if similarity == "kl" else DIRECTIONS[:1]
+  with jax.enable_x64(True):
+    # Of ten rows six are missing in the last of eight blocks.
+    for n, where in ((8, None), (10, jnp.arange(10) % 4 != 1)):
+      arrays = normal(0, (n, D), jnp.float64), normal(1, (n, E), jnp.float64)
+      for direction in directions:
+        for reduction in REDUCTIONS:
+          loss = functools.partial(
+            value_and_grad,
+            *arrays,
+            similarity=similarity,
+            metric=metric,
+            reduction=reduction,
+            direction=direction,
+            temperature=0.7,
+            where=where,
+          )
+          monkeypatch.setattr(pretrained_lib, "_PAIRS_AT_ONCE", 2**22)
+          expected = loss()
+          monkeypatch.setattr(pretrained_lib, "_PAIRS_AT_ONCE", 16)
+          value, gradient = loss()
+          np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+          np.testing.assert_allclose(
+            gradient, expected[1], rtol=1e-6, atol=1e-12
+          )
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_transformations_of_blocks(metric, monkeypatch):
+  with jax.enable_x64(True):
+    pretrained, temperature = normal(1, (N, E), jnp.float64), jnp.float64(0.7)
+    features, direction, other = normal(0, (3, N, D), jnp.float64)
+
+    def loss(features, temperature):
+      return pretrained_guidance_loss(
+        features, pretrained, metric=metric, temperature=temperature
+      )
+
+    def derivatives(features):
+      gradient = jax.grad(lambda x: loss(x, temperature))
+      return (
+        jax.jvp(loss, (features, temperature), (direction, 2.0)),
+        jax.grad(loss, 1)(features, temperature),
+        jax.jvp(gradient, (features,), (direction,))[1],
+        jax.grad(lambda x: jnp.vdot(gradient(x), direction))(features),
+        jax.vmap(gradient)(jnp.stack([features, other])),
+      )
+
+    expected = jax.jit(derivatives)(features)
+    monkeypatch.setattr(pretrained_lib, "_PAIRS_AT_ONCE", 16)
+    # Another function, which is traced again.
+    found = jax.jit(lambda x: derivatives(x))(features)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-10),
+      found,
+      expected,
+    )
+
+
+def test_degenerate_rows_in_blocks(small_blocks):
+  features = normal(0, (N, D)).at[1].set(0).at[4].set(jnp.nan)
+  pretrained = normal(1, (N, E)).at[2].set(0)
+  where = jnp.arange(N) != 4
+  for metric in METRICS:
+    value, gradient = value_and_grad(
+      features, pretrained, metric=metric, where=where
+    )
+    assert np.isfinite(value) and np.all(np.isfinite(gradient))
+    assert not np.any(gradient[4])
+    assert np.any(gradient[1]) == (metric != "cosine")
+  for few in (jnp.zeros(N, bool), jnp.arange(N) == 2):
+    value, gradient = value_and_grad(features, pretrained, where=few)
+    assert value == 0 and not np.any(gradient)
+  assert np.isnan(pretrained_guidance_loss(features, pretrained))
+
+
+def test_blocks_compile_once(small_blocks, caplog):
+  arrays = normal(0, (N, D)), normal(1, (N, E))
+  value_and_grad(*arrays)
+  with jax.log_compiles():
+    value_and_grad(*arrays)
+  assert not [text for text in caplog.messages if "Compiling" in text]
+
+
+@pytest.mark.parametrize("pairs_at_once", [2**22, 16])
+def test_device_compares_its_own_pairs_in_shard_map(pairs_at_once, monkeypatch):
+  monkeypatch.setattr(pretrained_lib, "_PAIRS_AT_ONCE", pairs_at_once)
+  arrays = normal(0, (8, N, D)), normal(1, (8, N, E))
+  argnums = 0, 2
+
+  def loss(features, pretrained, temperature):
+    return pretrained_guidance_loss(
+      features, pretrained, temperature=temperature
+    )
+
+  def on_device(features, pretrained, temperature):
+    value, (gradient, slope) = jax.value_and_grad(loss, argnums)(
+      features[0], pretrained[0], temperature
+    )
+    tangent = jax.jvp(
+      lambda t: loss(features[0], pretrained[0], t), (temperature,), (1.0,)
+    )[1]
+    return value[None], gradient[None], slope, tangent[None]
+
+  spec = jax.P("data")
+  found = jax.jit(
+    jax.shard_map(
+      on_device,
+      mesh=_mesh(),
+      in_specs=(spec, spec, jax.P()),
+      out_specs=(spec, spec, jax.P(), spec),
+    )
+  )(*arrays, 0.7)
+  value, (gradient, slope) = jax.vmap(
+    jax.value_and_grad(loss, argnums), (0, 0, None)
+  )(*arrays, 0.7)
+  # JAX adds up what the devices find of an argument that they share.
+  for actual, expected in zip(
+    found, (value, gradient, jnp.sum(slope), slope), strict=True
+  ):
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("similarity", ["kl", "js"])
+def test_memory_of_large_batch(similarity, metric):
+  x = jax.ShapeDtypeStruct((8192, 2048), jnp.float32)
+
+  def loss(features, pretrained):
+    return value_and_grad(features, pretrained, similarity, metric)
+
+  memory = jax.jit(loss).lower(x, x).compile().memory_analysis()
+  # One array [N, N] and no more would be 268 MB; of [N, D] each is 67 MB.
+  assert memory.temp_size_in_bytes < 0.6e9
 
 
 def test_import_needs_jax_and_optax_only():
