@@ -50,8 +50,8 @@ class Ensemble:
 
     .. math:: \frac{1}{M} \sum_m \mathrm{softmax}(z_m / T_m)
 
-    Of uint8 images ``[B, H, W, C]``, B a multiple of this process's devices, it
-    makes float32 ``[B, K]``, which it does not wait for.
+    Of uint8 images ``[B, H, W, C]`` it makes float32 ``[B, K]``, which it does
+    not wait for. B is filled up to a multiple of this process's devices.
     """
     network, mesh = self.members[0].network, _mesh()
     centre = Augmentation(network.image_shape[0]).evaluate
@@ -70,12 +70,16 @@ class Ensemble:
       return jax.nn.softmax(logits / temperature)
 
     def ask(images):
+      count = len(images)
+      if missing := -count % mesh.shape[mesh_lib.DATA]:
+        images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
       images = jax.device_put(images, mesh_lib.over_images(mesh))
       found = [
         ask_one(variables, temperature, images)
         for variables, temperature in zip(members, temperatures, strict=True)
       ]
-      return sum(found) / len(found)
+      mean = sum(found) / len(found)
+      return mean[:count] if missing else mean
 
     return ask
 

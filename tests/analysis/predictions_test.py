@@ -119,6 +119,15 @@ def test_files_are_classified_as_in_training(folder, batch_size, members):
   assert problems["read me.txt"] == problems["empty.jpg"] == "not an image"
 
 
+@pytest.mark.parametrize("count", [1, 8, 11])
+def test_devices_need_not_divide_the_images(count):
+  images = np.stack([pictures.pixels(READ, READ) for _ in range(16)])
+  ensemble = _ensemble(_kernels(2))
+  found = ensemble.ask(images[:count])
+  assert found.shape == (count, len(NAMES))
+  np.testing.assert_allclose(found, ensemble.ask(images)[:count], rtol=1e-5)
+
+
 def test_more_batches_than_are_decoded_ahead(tmp_path):
   contents = {f"{n}.png": pictures.encode() for n in range(300)}
   contents |= {f"{n}.txt": b"text" for n in range(0, 300, 7)}
