@@ -406,11 +406,12 @@ def pretrained_guidance_loss(
   .. note::
     Time is quadratic in ``N``. Memory is so up to ``N`` = 2,048, or with a
     metric of your own; beyond that the rows are taken in blocks, whose number
-    is a power of two, and the gradient is computed with the value. The time
-    stays that of one pass over all pairs. Of a sharded batch each device has
-    its share of every block, and as much is sent between devices as without
-    blocks, in more and smaller pieces. Where devices and blocks together do not
-    divide ``N``, XLA moves rows to other devices first.
+    is a power of two, and the gradient is computed with the value, in the same
+    time as without blocks (second derivatives compute each block again). Of a
+    sharded batch each device has its share of every block; about as much is
+    sent between devices as without blocks, in more and smaller pieces. Where
+    devices and blocks together do not divide ``N``, XLA may move rows to other
+    devices first.
   """
   _check_option("similarity", similarity, _SIMILARITIES)
   _check_option("reduction", reduction, _REDUCTIONS)
