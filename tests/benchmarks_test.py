@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+from pathlib import Path
 
 from absl import flags
 from absl.testing import flagsaver
@@ -156,6 +157,7 @@ def test_flops_of_networks():
   assert 0.6 * forward < frozen < forward
 
 
+CONFIG = "plain_digits.py"
 SUITES = {
   "step": [
     *("--cells=small_cnn:8:8", "--turn_seconds=0.01", "--augment"),
@@ -170,23 +172,38 @@ SUITES = {
     *("--pg_rows=8,16", "--pg_channels=4", "--growth_step=small_cnn:8:8"),
     *("--growth_images=20,40", "--growth_runs=1,2", "--growth_classes=2,3"),
   ],
-  "runs": [
-    *("--runs_config=configs/digits_lowshot.py:smoke", "--runs=2"),
-    *("--steps=1", "--rounds=1"),
+  "runs": [f"--runs_config={CONFIG}", "--runs=1", "--steps=1", "--rounds=1"],
+  "end_to_end": [
+    *(f"--digits_config={CONFIG}", "--trainings=digits", "--rounds=1"),
   ],
 }
+# What starts commands has them train something that needs nothing made.
+CONFIG_FILE = """
+from synguide_jax import config as config_lib
+
+def get_config(arg=None):
+  config = config_lib.load("configs/digits_lowshot.py:smoke")
+  config.method, config.num_runs = "real", 1
+  config.data.synthetic = config.pretrained.weights = ""
+  config.evaluate_on = ("test",)
+  return config
+"""
 
 
 @pytest.mark.parametrize(
   "suite",
   [
-    # One starts five commands, the other trains four times.
-    pytest.param(name, marks=[pytest.mark.slow] * (name in ("runs", "data")))
+    # They start several commands, or train four times.
+    pytest.param(
+      name,
+      marks=[pytest.mark.slow] * (name in ("runs", "end_to_end", "data")),
+    )
     for name in SUITES
   ],
 )
 def test_suites_run_without_pytorch(suite, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(step, "has_torch", lambda: False)
+  Path(CONFIG).write_text(CONFIG_FILE)
   with flagsaver.flagsaver():
     output = f"--output={tmp_path}"
     flags.FLAGS(
