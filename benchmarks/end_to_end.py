@@ -31,13 +31,15 @@ from absl import flags
 
 from benchmarks import tables
 from benchmarks.tables import Table
+from synguide_jax.errors import check_known
 
 ROOT = Path(__file__).parents[1]
 # Columns, in the order of the starts.
 STARTS = ("nothing compiled before", "second start")
+TRAININGS = ("digits", "cifar")
 
 _TRAININGS = flags.DEFINE_list(
-  "trainings", ["digits", "cifar"], "Of the suite end_to_end."
+  "trainings", list(TRAININGS), "Of the suite end_to_end."
 )
 _DIGITS = flags.DEFINE_string(
   "digits_config", "configs/digits_lowshot.py", "Config of its digits."
@@ -172,6 +174,7 @@ def measures(
 def measure() -> Iterator[Table]:
   """Yields the table of each training."""
   for training in _TRAININGS.value:
+    check_known("--trainings", training, TRAININGS)
     arguments = _arguments(training)
     if arguments is None:
       note = (
