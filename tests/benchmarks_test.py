@@ -180,7 +180,10 @@ SUITES = {
     *("--pg_rows=8,16", "--pg_channels=4", "--growth_step=small_cnn:8:8"),
     *("--growth_images=20,40", "--growth_runs=1,2", "--growth_classes=2,3"),
   ],
-  "runs": [f"--runs_config={CONFIG}", "--runs=1", "--steps=1", "--rounds=1"],
+  "runs": [
+    *(f"--runs_config={CONFIG}", "--runs=1", "--modes=vmap"),
+    *("--steps=1", "--rounds=1"),
+  ],
   "end_to_end": [
     *(f"--digits_config={CONFIG}", "--trainings=digits", "--rounds=1"),
   ],
