@@ -1,17 +1,18 @@
 """Measures; the one command for all tables of this package's speed and memory.
 
-  python -m benchmarks.run --suite=step,data,runs,analysis,memory \
-      --output=runs/benchmarks
+  python -m benchmarks.run --output=runs/benchmarks \
+      --suite=step,data,runs,end_to_end,analysis,memory
 
 Prints a table after the other, with medians over n rounds, the smallest and the
 largest in brackets, and writes <output>/<suite>.json, or one file of all where
 --output ends in .json: commit, versions, hardware and every round. Suites:
 
-  step      a training step, plain and guided, ours beside PyTorch's; overhead
-  data      augmentation, decoding, memory of the input
-  runs      several runs in one program beside one after the other
-  analysis  `predict` beside decoding and inference
-  memory    what grows with batch, data set, runs and classes
+  step        a training step, plain and guided, ours beside PyTorch's; overhead
+  data        augmentation, decoding, memory of the input
+  runs        several runs in one program beside one after the other
+  end_to_end  the command from its start on, compiled programs kept or not
+  analysis    `predict` beside decoding and inference
+  memory      what grows with batch, data set, runs and classes
 
 `python -m benchmarks.run --help` lists their flags.
 """
@@ -24,13 +25,22 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import data, memory, predict, runs, step, tables
+from benchmarks import (
+  data,
+  end_to_end,
+  memory,
+  predict,
+  runs,
+  step,
+  tables,
+)
 from synguide_jax import console
 from synguide_jax.errors import check_known
 
-# In this order: `runs` starts commands, which need the devices for themselves.
+# In this order: the first two start commands, which need the devices alone.
 SUITES = {
   "runs": runs.measure,
+  "end_to_end": end_to_end.measure,
   "step": step.measure,
   "data": data.measure,
   "analysis": predict.measure,

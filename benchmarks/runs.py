@@ -43,7 +43,7 @@ _SMALL_RESNET = [
   "--config.eval_every=20",
   "--config.evaluate_on=('test',)",
 ]
-_MODES = ("map", "vmap")
+_MODES = flags.DEFINE_list("modes", ["map", "vmap"], "Values of runs_mode.")
 
 
 def _seconds(folder: Path, *overrides: str) -> float:
@@ -67,7 +67,7 @@ def _seconds(folder: Path, *overrides: str) -> float:
 def measure() -> Iterator[Table]:
   """Yields the table of wall times."""
   runs = _RUNS.value
-  separate, together = [], {mode: [] for mode in _MODES}
+  separate, together = [], {mode: [] for mode in _MODES.value}
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     _seconds(folder / "warm", "num_runs=1", "num_steps=1")
@@ -79,7 +79,7 @@ def measure() -> Iterator[Table]:
           for run in range(runs)
         )
       )
-      for mode in _MODES:
+      for mode in _MODES.value:
         together[mode].append(
           _seconds(here / mode, f"num_runs={runs}", f"runs_mode={mode}")
         )

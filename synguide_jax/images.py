@@ -295,7 +295,8 @@ def _prefetched(
       yield item
   finally:
     iterator.close()
-    # Its last items are in cycles; the shared memory of what is left at the
-    # end of the process is complained about.
-    del iterator, data
-    gc.collect()
+    if workers:
+      # The last items are in cycles; shared memory that is left at the end of
+      # the process is complained about. It takes a second, so only then.
+      del iterator, data
+      gc.collect()

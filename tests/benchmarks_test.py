@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+from pathlib import Path
 
 from absl import flags
 from absl.testing import flagsaver
@@ -12,7 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import flops, run, step, tables, training
+from benchmarks import (
+  end_to_end,
+  flops,
+  run,
+  step,
+  tables,
+  timed_main,
+  training,
+)
 from synguide_jax import models, real_guidance
 from synguide_jax.models.namings import namings, to_tensors
 from tests import tiny
@@ -156,6 +165,7 @@ def test_flops_of_networks():
   assert 0.6 * forward < frozen < forward
 
 
+CONFIG = "plain_digits.py"
 SUITES = {
   "step": [
     *("--cells=small_cnn:8:8", "--turn_seconds=0.01", "--augment"),
@@ -171,22 +181,40 @@ SUITES = {
     *("--growth_images=20,40", "--growth_runs=1,2", "--growth_classes=2,3"),
   ],
   "runs": [
-    *("--runs_config=configs/digits_lowshot.py:smoke", "--runs=2"),
+    *(f"--runs_config={CONFIG}", "--runs=1", "--modes=vmap"),
     *("--steps=1", "--rounds=1"),
   ],
+  "end_to_end": [
+    *(f"--digits_config={CONFIG}", "--trainings=digits", "--rounds=1"),
+  ],
 }
+# What starts commands has them train something that needs nothing made.
+CONFIG_FILE = """
+from synguide_jax import config as config_lib
+
+def get_config(arg=None):
+  config = config_lib.load("configs/digits_lowshot.py:smoke")
+  config.method, config.num_runs = "real", 1
+  config.data.synthetic = config.pretrained.weights = ""
+  config.evaluate_on = ("test",)
+  return config
+"""
 
 
 @pytest.mark.parametrize(
   "suite",
   [
-    # One starts five commands, the other trains four times.
-    pytest.param(name, marks=[pytest.mark.slow] * (name in ("runs", "data")))
+    # They start several commands, or train four times.
+    pytest.param(
+      name,
+      marks=[pytest.mark.slow] * (name in ("runs", "end_to_end", "data")),
+    )
     for name in SUITES
   ],
 )
 def test_suites_run_without_pytorch(suite, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(step, "has_torch", lambda: False)
+  Path(CONFIG).write_text(CONFIG_FILE)
   with flagsaver.flagsaver():
     output = f"--output={tmp_path}"
     flags.FLAGS(
@@ -208,6 +236,47 @@ def test_suites_run_without_pytorch(suite, tmp_path, monkeypatch, capsys):
     assert len(ours["images/s"]) == 2
     assert theirs["images/s"] == "not installed"
     assert [row["step"] for row in overhead["rows"]] == ["PG+RG"]
+
+
+def test_a_clock_counts_what_lasts_within_as_its_own(monkeypatch):
+  now = iter([0.0, 1.0, 4.0, 10.0, 20.0])
+  monkeypatch.setattr(timed_main.time, "monotonic", lambda: next(now))
+  clock = timed_main.Clock()
+  with clock.spent_on("evaluate"), clock.spent_on("import"):
+    pass
+  clock.mark("last", step=7)
+  expected = {"at": 20.0, "import": 3.0, "evaluate": 7.0, "step": 7}
+  # Began at 0 and 1, ended at 4 and 10.
+  assert clock.marks["last"] == expected
+
+
+def test_parts_of_a_training_add_up():
+  marks = {
+    "begun": {"at": 101.0},
+    "data": {"at": 110.0, "import": 4.0, "evaluate": 1.0},
+    "first": {"at": 125.0, "import": 5.0, "evaluate": 1.0, "decode": 2.0}
+    | {"input": 0.5, "step": 10},
+    "last": {"at": 165.0, "import": 6.0, "evaluate": 8.0, "decode": 2.0}
+    | {"input": 3.7, "save": 0.0, "step": 110},
+    "evaluated": {"at": 170.0, "evaluate": 12.0, "peak_mib": 900.0},
+  }
+  found = end_to_end.measures(100.0, marks, 171.0)
+  assert found == {
+    "imports, s": 6.0,
+    "inputs and data, s": 5.0,
+    "images decoded, s": 2.0,
+    "compilation and first step, s": 12.0,
+    "so first step done after, s": 25.0,
+    "other steps, s": 32.0,
+    "validation and checkpoints, s": 8.0,
+    "last validation and checkpoint, final evaluation, s": 5.0,
+    "end of the process, s": 1.0,
+    "total, s": 71.0,
+    "steps": 110,
+    "peak memory, MiB": 900.0,
+    "a step, ms": 320.0,
+    "waiting for input, %": pytest.approx(10.0),
+  }
 
 
 def test_numbers_are_shown_with_three_digits():
