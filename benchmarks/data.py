@@ -94,7 +94,12 @@ def training(**overrides: object):
   """Returns feed, program, its first carry and its step."""
   config = config_lib.override(
     config_lib.classifier_defaults(),
-    {"method": "real", "num_runs": 1, "select": "last", **overrides},
+    {
+      **{"method": "real", "num_runs": 1, "select": "last"},
+      # One is timed.
+      "steps_per_dispatch": 1,
+      **overrides,
+    },
   )
   program, data = train.set_up(config)
   feed = Feed(data.members, data.labels, seed=config.seed, runs=(0,))
@@ -137,7 +142,7 @@ def resident(folder: Path) -> Table:
       milliseconds(
         lambda: augmented(
           program.images.stored,
-          next(own_batches)["real"],
+          next(own_batches).drawn["real"],
           number,  # noqa: B023
         )
       )
@@ -175,11 +180,11 @@ def streamed(pixels: Pixels, workers: int) -> tuple[float, float]:
   """Returns images/s, and images per CPU second, of the stream."""
   stream = images.Streamed(pixels, mesh.create(1), workers)
   batches = stream.batches(_Draw(), 0, 1_000_000)
-  for drawn in itertools.islice(batches, WARM_UP):
-    jax.block_until_ready(drawn)
+  for steps in itertools.islice(batches, WARM_UP):
+    jax.block_until_ready(steps.drawn)
   start, cpu = time.perf_counter(), cpu_seconds()
-  for drawn in itertools.islice(batches, _STREAM_STEPS.value):
-    jax.block_until_ready(drawn)
+  for steps in itertools.islice(batches, _STREAM_STEPS.value):
+    jax.block_until_ready(steps.drawn)
   seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
   batches.close()
   count = _STREAM_STEPS.value * STREAM_BATCH
@@ -264,8 +269,8 @@ def memory() -> Table:
     )
     name = feed_name if not workers else f"{feed_name}, {workers} worker"
     row = {"feed": name}
-    for number, drawn in enumerate(program.batches(feed, 0, 0), start=1):
-      carry = step(carry, drawn, number - 1)
+    for number, steps in enumerate(program.batches(feed, 0, 0), start=1):
+      carry = step(carry, steps, number - 1)
       if number in seen:
         jax.block_until_ready(carry)
         row[f"{number:,}"] = resident_mib()

@@ -1,6 +1,6 @@
 """The package's own step on random images, for the benchmarks of its cost."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from synguide_jax import config as config_lib
 from synguide_jax.data.experiment_data import ExperimentData
 from synguide_jax.data.feed import Feed
-from synguide_jax.images import Drawn
+from synguide_jax.images import Steps
 from synguide_jax.program import Program
 
 # What makes the package's step one of the four that are compared. "plain" is
@@ -148,15 +148,20 @@ class Training:
     carry, self.frozen = self.program.init()
     self.carry, _ = self.program.enter(0, carry, self.frozen)
     self._step = self.program.step(0, self.frozen)
-    self._drawn, self._number = self.batches(), 0
+    self._number = self._end = 0
+    self._batches = self.program.batches(
+      self._feed, 0, 0, lambda step: step == self._end
+    )
 
-  def batches(self) -> Iterator[Mapping[str, Drawn]]:
+  def batches(self) -> Iterator[Steps]:
     """Yields what the steps draw, from the first one on."""
     return self.program.batches(self._feed, 0, 0)
 
   def advance(self, steps: int) -> None:
     """Trains for so many steps; returns when they are done."""
-    for _ in range(steps):
-      self.carry = self._step(self.carry, next(self._drawn), self._number)
-      self._number += 1
+    self._end = self._number + steps
+    while self._number < self._end:
+      several = next(self._batches)
+      self.carry = self._step(self.carry, several, self._number)
+      self._number += several.count
     jax.block_until_ready(self.carry)

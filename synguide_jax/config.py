@@ -118,6 +118,10 @@ def training_defaults() -> ConfigDict:
   # Parts a step computes its gradients in, one after the other; their mean is
   # that of the whole. Saves memory. Batch normalisation and PG see one part.
   config.microbatches = 1
+  # Steps that a device does by itself before it asks for the next ones;
+  # SIGTERM waits for them. 0: by the rule of runs.choose_steps, and kept on
+  # resuming.
+  config.steps_per_dispatch = 0
   # Length of the training, steps; 0: num_epochs.
   config.num_steps = 0
   # Passes over the synthetic images, or the only ones there are.

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from synguide_jax import hosts
+from synguide_jax import hosts, startup
 from synguide_jax.errors import (
   DivergedError,
   InUse,
@@ -52,10 +52,12 @@ def run(main: Callable[[], int | None]) -> None:
   use, and with 130 on Ctrl-C.
   """
   quiet()
+  startup.keep_memory()
 
   def guarded(argv):
     if len(argv) > 1:
       raise UserError(f"Unexpected argument {argv[1]!r}; flags begin with --.")
+    startup.keep_compiled()
     return main()
 
   try:

@@ -95,26 +95,31 @@ class _Trace:
   Args:
     folder: Where to; ``plugins/profile`` is made in it.
     length: Steps to trace, after the ten that a session begins with; 0: none.
+      Of steps that are dispatched together all are traced.
   """
 
   _FIRST = 10
 
   def __init__(self, folder: epath.Path, length: int):
     self._folder, self._length = folder, length
-    self._steps, self._running = 0, False
+    # Steps since the session's first dispatch, and before the trace.
+    self._steps, self._before, self._running = 0, 0, False
+    self._first: int | None = None
 
   def __call__(self, step: int) -> None:
-    """Counts a step, and begins or ends the trace after it."""
+    """Begins or ends the trace after so many steps of the training."""
     import jax
 
-    del step
-    self._steps += 1
-    if self._length and self._steps == self._FIRST:
+    if self._first is None:
+      self._first = step
+    self._steps = step - self._first + 1
+    if self._running:
+      if self._steps >= self._before + self._length:
+        self._stop()
+    elif self._length and not self._before and self._steps >= self._FIRST:
       jax.block_until_ready(jax.live_arrays())
       jax.profiler.start_trace(self._folder)
-      self._running = True
-    elif self._running and self._steps == self._FIRST + self._length:
-      self._stop()
+      self._before, self._running = self._steps, True
 
   def _stop(self) -> None:
     import jax
@@ -123,7 +128,7 @@ class _Trace:
     jax.block_until_ready(jax.live_arrays())
     jax.profiler.stop_trace()
     self._running = False
-    say(f"  traced {self._steps - self._FIRST} steps into {self._folder}")
+    say(f"  traced {self._steps - self._before} steps into {self._folder}")
 
   def __enter__(self) -> "_Trace":
     return self
@@ -131,7 +136,7 @@ class _Trace:
   def __exit__(self, *error: Any) -> None:
     if self._running:
       self._stop()
-    elif self._length and self._steps < self._FIRST:
+    elif self._length and not self._before:
       say(f"  no trace: there were not more than {self._FIRST} steps")
 
 

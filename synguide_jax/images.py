@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import functools
 import gc
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 import flax.struct
@@ -28,6 +28,19 @@ _AHEAD = 4 << 30
 
 # step -> indices by stream, [runs, batch_size].
 Draw = Callable[[int], Mapping[str, np.ndarray]]
+
+
+class Steps(NamedTuple):
+  """What a device is given to do at a time.
+
+  Attributes:
+    count: Number of steps.
+    drawn: What they draw, by stream. Where a device may do several, arrays have
+      a leading axis of as many, of which the first ``count`` are to be used.
+  """
+
+  count: int
+  drawn: Mapping[str, "Drawn"]
 
 
 @flax.struct.dataclass
@@ -119,15 +132,47 @@ class Resident:
     return Drawn(jax.ShapeDtypeStruct(shape, np.int32), None)
 
   def batches(
-    self, draw: Draw, start: int, stop: int
-  ) -> Iterator[Mapping[str, Drawn]]:
-    """Yields what the steps from ``start`` to ``stop`` draw, on devices."""
-    sharding = mesh_lib.per_run_and_image(self._mesh)
-    for step in range(start, stop):
-      yield {
-        name: Drawn(mesh_lib.place(index, sharding), None)
-        for name, index in draw(step).items()
-      }
+    self,
+    draw: Draw,
+    start: int,
+    stop: int,
+    *,
+    at_a_time: int = 1,
+    due: Callable[[int], bool] = lambda step: False,
+  ) -> Iterator[Steps]:
+    """Yields what the steps from ``start`` to ``stop`` draw, on devices.
+
+    Args:
+      draw: What a step draws.
+      start: Number of the first step.
+      stop: One more than that of the last.
+      at_a_time: Most steps to yield together.
+      due: Whether something is to be done after so many steps, for which those
+        that follow have to wait.
+    """
+    if at_a_time == 1:
+      sharding = mesh_lib.per_run_and_image(self._mesh)
+      for step in range(start, stop):
+        yield Steps(1, self._place(draw(step), sharding))
+      return
+    sharding = mesh_lib.per_step_run_and_image(self._mesh)
+    while start < stop:
+      last = min(start + at_a_time, stop)
+      end = next((s for s in range(start + 1, last) if due(s)), last)
+      drawn = [draw(step) for step in range(start, end)]
+      # Filled up, so that one program serves all.
+      drawn += drawn[-1:] * (at_a_time - len(drawn))
+      stacked = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
+      yield Steps(end - start, self._place(stacked, sharding))
+      start = end
+
+  def _place(
+    self, drawn: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding
+  ) -> dict[str, Drawn]:
+    return {
+      name: Drawn(mesh_lib.place(index, sharding), None)
+      for name, index in drawn.items()
+    }
 
   def listed(
     self, batches: list[np.ndarray], sharding: jax.sharding.Sharding
@@ -159,19 +204,18 @@ class Streamed:
       jax.ShapeDtypeStruct(images, np.uint8),
     )
 
-  def batches(
-    self, draw: Draw, start: int, stop: int
-  ) -> Iterator[Mapping[str, Drawn]]:
-    """Yields what the steps from ``start`` to ``stop`` draw, on devices."""
+  def batches(self, draw: Draw, start: int, stop: int) -> Iterator[Steps]:
+    """Yields what each step from ``start`` to ``stop`` draws, on devices."""
     sharding = mesh_lib.per_run_and_image(self._mesh)
     source = _Batches(
       self._pixels, draw, stop, sharding, shared=self._workers > 0
     )
     for drawn in _prefetched(source, start, stop, self._workers):
-      yield {
+      placed = {
         name: source.place(index, images)
         for name, (index, images) in drawn.items()
       }
+      yield Steps(1, placed)
 
   def listed(
     self, batches: list[np.ndarray], sharding: jax.sharding.Sharding

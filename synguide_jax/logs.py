@@ -52,14 +52,14 @@ class Log:
     self._in_stage = self._since = 0
     self._speed: dict[str, float] = {}
 
-  def stepped(self) -> None:
-    """Counts a step that was dispatched."""
+  def stepped(self, count: int) -> None:
+    """Counts steps that were dispatched."""
     if self._began is None:
-      # The first is compiled, which says nothing of the others.
+      # The first are compiled, which says nothing of the others.
       self._began = self._resumed = time.monotonic()
     else:
-      self._in_stage += 1
-      self._since += 1
+      self._in_stage += count
+      self._since += count
 
   def measure(self) -> None:
     """Takes the time of the steps since the last evaluation, which are done."""

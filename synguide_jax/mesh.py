@@ -68,6 +68,11 @@ def per_run_and_image(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(RUN, DATA))
 
 
+def per_step_run_and_image(mesh: Mesh) -> NamedSharding:
+  """The same behind a leading axis of steps, which every device has."""
+  return NamedSharding(mesh, PartitionSpec(None, RUN, DATA))
+
+
 def over_images(mesh: Mesh) -> NamedSharding:
   """A leading batch axis, spread over the mesh's data axis."""
   return NamedSharding(mesh, PartitionSpec(DATA))

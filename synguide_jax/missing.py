@@ -19,7 +19,7 @@ from synguide_jax import grid, workdir
 from synguide_jax.errors import UserError
 
 # What says where and in which order to compute.
-_INCIDENTAL = ("runs_mode", "mesh.runs", "mesh.split")
+_INCIDENTAL = ("runs_mode", "steps_per_dispatch", "mesh.runs", "mesh.split")
 
 
 def cells(folders: Sequence[Path]) -> list[dict[str, Any]]:

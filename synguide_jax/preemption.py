@@ -48,10 +48,16 @@ class Preemption:
       for step in range(_last + 1, max(_last + 1, done) + 1):
         self._asked |= self._reached_together(step)
 
-  def reached(self, step: int) -> bool:
-    """Whether to stop after this step; asked after each, in every process."""
+  def reached(self, step: int, count: int = 1) -> bool:
+    """Whether to stop after this step; asked in every process.
+
+    Args:
+      step: Number of steps done.
+      count: How many of them were done since it was asked before.
+    """
     if hosts.are_several():
-      self._asked |= self._reached_together(step)
+      for number in range(step - count + 1, step + 1):
+        self._asked |= self._reached_together(number)
     return self._asked
 
   def _reached_together(self, step: int) -> bool:

@@ -62,6 +62,7 @@ class Program:
     mesh: The devices, as axes ``("run", "data")``.
     places: Where the runs are on it.
     runs_mode: "vmap" or "map".
+    steps_per_dispatch: Steps that the devices do at a time, at most.
     images: The images, resident or streamed.
   """
 
@@ -93,12 +94,16 @@ class Program:
     model = self.method.model
     side = (model and model.preprocessing.size) or size
     shares = self.mesh.shape[mesh_lib.DATA]
-    self.runs_mode = runs_lib.choose_mode(
-      config.runs_mode,
-      self.mesh.devices.flat[0].platform,
-      config.batch_size // (shares * config.microbatches) * side**2,
-    )
+    platform = self.mesh.devices.flat[0].platform
+    pixels = config.batch_size // (shares * config.microbatches) * side**2
+    self.runs_mode = runs_lib.choose_mode(config.runs_mode, platform, pixels)
     self.images = images.create(config.data, data.pixels, self.mesh)
+    self.steps_per_dispatch = runs_lib.choose_steps(
+      config.steps_per_dispatch,
+      platform,
+      pixels,
+      resident=isinstance(self.images, images.Resident),
+    )
     self._pixels = data.pixels
     self._host = {"labels": data.labels, "real": data.real}
     self._evaluator = Evaluator(
@@ -195,16 +200,17 @@ class Program:
     return _jit(refill, self.mesh, out_shardings=shardings)(arrays)
 
   def step(self, number: int, frozen: Any) -> Callable[..., Arrays]:
-    """Returns ``(carry, drawn, step) -> carry`` for stage ``number``.
+    """Returns ``(carry, steps, step) -> carry`` for stage ``number``.
 
-    ``carry`` is donated. ``drawn`` is what :meth:`batches` yields; ``step``
-    counts from the beginning of the stage.
+    ``carry`` is donated. ``steps`` is what :meth:`batches` yields; ``step`` is
+    the number of the first of them, from the beginning of the stage.
     """
     jitted = self._jitted_step(number)
 
-    def step(carry, drawn, step):
+    def step(carry, steps, step):
+      counts = np.int32(step), np.int32(steps.count)
       return jitted(
-        carry, frozen, self._keys, self._stored, drawn, np.int32(step)
+        *(carry, frozen, self._keys, self._stored, steps.drawn, *counts)
       )
 
     step.num_compilations = jitted._cache_size
@@ -217,6 +223,10 @@ class Program:
     """
     everywhere = mesh_lib.replicated(self.mesh)
     over_batch = mesh_lib.per_run_and_image(self.mesh)
+    drawn = self._abstract_drawn(number)
+    if (several := self.steps_per_dispatch) > 1:
+      over_batch = mesh_lib.per_step_run_and_image(self.mesh)
+      drawn = jax.tree.map(lambda x: x.update(shape=(several, *x.shape)), drawn)
     stored = {
       name: jax.ShapeDtypeStruct(array.shape, array.dtype)
       for name, array in self._host.items()
@@ -227,19 +237,35 @@ class Program:
       self._abstract_init()[1],
       self._abstract_keys,
       _with_sharding(stored, everywhere),
-      _with_sharding(self._abstract_drawn(number), over_batch),
-      jax.ShapeDtypeStruct((), np.int32),
+      _with_sharding(drawn, over_batch),
+      *[jax.ShapeDtypeStruct((), np.int32)] * 2,
     )
 
   def batches(
-    self, feed: Feed, number: int, start: int
-  ) -> Iterator[Mapping[str, Drawn]]:
-    """Yields what stage ``number`` draws from step ``start`` on, on devices."""
+    self,
+    feed: Feed,
+    number: int,
+    start: int,
+    due: Callable[[int], bool] = lambda step: False,
+  ) -> Iterator[images.Steps]:
+    """Yields what stage ``number`` draws from step ``start`` on, on devices.
+
+    Args:
+      feed: Says what is drawn.
+      number: Index of the stage.
+      start: Number of the first step.
+      due: Whether something is to be done after so many steps of the stage, so
+        that they are not followed by others at once.
+    """
     stage = self.method.stages[number]
     draw = functools.partial(
       _draw, feed, number, stage.streams, self.places.count
     )
-    return self.images.batches(draw, start, stage.num_steps)
+    if (at_a_time := self.steps_per_dispatch) == 1:
+      return self.images.batches(draw, start, stage.num_steps)
+    return self.images.batches(
+      draw, start, stage.num_steps, at_a_time=at_a_time, due=due
+    )
 
   def images_per_step(self, number: int) -> int:
     """Images that a step of stage ``number`` draws, over all runs."""
@@ -420,11 +446,21 @@ class Program:
         "diverged": jnp.where(newly, before + step + 1, carry["diverged"]),
       }
 
+    def run_steps(carry, frozen, keys, stored, drawn, step, count):
+      if self.steps_per_dispatch == 1:
+        return run_step(carry, frozen, keys, stored, drawn, step)
+
+      def body(i, carry):
+        of_step = jax.tree.map(lambda x: x[i], drawn)
+        return run_step(carry, frozen, keys, stored, of_step, step + i)
+
+      return jax.lax.fori_loop(0, count, body, carry)
+
     shardings = self.places.sharding
     if self._split:
       shardings = self._shardings(self.abstract(number)["carry"])
     return _jit(
-      run_step, self.mesh, donate_argnames="carry", out_shardings=shardings
+      run_steps, self.mesh, donate_argnames="carry", out_shardings=shardings
     )
 
   def _over_runs(self, function: Callable) -> Callable:
@@ -436,8 +472,12 @@ class Program:
       frozen_per_run=self.method.frozen_per_run,
     )
 
+  @functools.cache  # noqa: B019, a program lives as long as its process
   def _step_of_all(self, number: int) -> Callable[..., Any]:
-    """The stage's step: draw and augment the batches, then the method's."""
+    """The stage's step: draw and augment the batches, then the method's.
+
+    Jitted, so that what is traced for its metrics' names is not traced again.
+    """
     stage = self.method.stages[number]
 
     def step_of_all(state, frozen, keys, stored, drawn, step):
@@ -448,7 +488,7 @@ class Program:
 
       return self._over_runs(step_of_run)(frozen, state, keys[2], drawn)
 
-    return step_of_all
+    return jax.jit(step_of_all)
 
   def _batches(
     self,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from synguide_jax import mesh as mesh_lib
-from synguide_jax.errors import check_known
+from synguide_jax.errors import check_known, UserError
 
 MODES = ("auto", "vmap", "map")
 
@@ -40,6 +40,43 @@ def choose_mode(wanted: str, platform: str, pixels: int) -> str:
   if wanted != "auto":
     return wanted
   return "map" if platform == "cpu" or pixels > _SMALL else "vmap"
+
+
+# Steps that are done at a time where a step is short: for its dispatch to
+# matter, and for SIGTERM not to wait long. On a CPU it is with few pixels.
+_AT_A_TIME, _SHORT_ON_CPU = 16, 64 * 16 * 16
+
+
+def choose_steps(
+  wanted: int, platform: str, pixels: int, *, resident: bool
+) -> int:
+  """Returns how many steps a device does at a time; for 0, by a rule.
+
+  The rule: 16 if a run sees no more than 128 images of 64 px at a time, on a
+  CPU no more than 64 of 16 px; else 1. What a step does is the same, bit for
+  bit on a CPU.
+
+  Args:
+    wanted: ``config.steps_per_dispatch``.
+    platform: Of the devices.
+    pixels: Of the images of one run that a device sees at a time.
+    resident: Whether the images are in the devices' memory; where they are
+      streamed, a step waits for its own.
+
+  Raises:
+    UserError: if it is negative, or more than 1 of streamed images.
+  """
+  if wanted < 0:
+    raise UserError(f"steps_per_dispatch={wanted} must be positive, or 0.")
+  if wanted > 1 and not resident:
+    raise UserError(
+      f"steps_per_dispatch={wanted}, but images are streamed, a step at a "
+      "time; set it to 1, or data.feed='resident'."
+    )
+  if wanted:
+    return wanted
+  short = pixels <= (_SHORT_ON_CPU if platform == "cpu" else _SMALL)
+  return _AT_A_TIME if resident and short else 1
 
 
 def over_runs(

@@ -80,7 +80,8 @@ def train_and_evaluate(
       scalars)`` and ``flush()``. Where it has ``write_images(step, images)``,
       uint8 ``[N, H, W, 3]`` by name, it gets examples of the batches, from the
       first process only. See `logs.Log` for the names.
-    hooks: Called with the number of steps done, after each step.
+    hooks: Called with the number of steps done, after each step; after the
+      last one of those dispatched together, ``config.steps_per_dispatch``.
     inputs: What the specs of ``config`` stand for where only a command can
       make it, by spec: a prepared set or a checkpoint folder.
     devices: Devices to use; by default all. Where JAX connects several
@@ -105,9 +106,10 @@ def train_and_evaluate(
     config = workdir_lib.settled(workdir, config)
     program, data = set_up(config, inputs=inputs, devices=devices)
     config.runs_mode = program.runs_mode
+    config.steps_per_dispatch = program.steps_per_dispatch
     with hosts.in_turn("splits"):
       data.keep(workdir / "splits.npz")
-      workdir_lib.settle(workdir, program.runs_mode)
+      workdir_lib.settle(workdir, config)
     for warning in data.warnings:
       logging.warning("%s", warning)
     carry, frozen = program.init()
@@ -176,28 +178,33 @@ def _train(
     if not position.step:
       log.examples(feed)
     step = program.step(position.stage, frozen)
-    batches = program.batches(feed, position.stage, position.step)
+
+    def due(step, before=before):
+      """Whether the host has something to do after a step of the stage."""
+      return step % config.eval_every == 0 or checkpoints.due(before + step)
+
+    batches = program.batches(feed, position.stage, position.step, due)
     with contextlib.closing(batches):
-      for drawn in batches:
-        carry = step(carry, drawn, position.step)
-        log.stepped()
-        position.step += 1
+      for steps in batches:
+        carry = step(carry, steps, position.step)
+        log.stepped(steps.count)
+        position.step += steps.count
         done = before + position.step
         last = position.step == stage.num_steps
-        due = last or position.step % config.eval_every == 0
-        if due:
+        evaluates = last or position.step % config.eval_every == 0
+        if evaluates:
           # So that what measures time sees steps done, not dispatched.
           jax.block_until_ready(carry)
           log.measure()
         for hook in hooks:
           hook(done)
 
-        if due:
-          steps = (position.step - 1) % config.eval_every + 1
+        if evaluates:
+          summed = (position.step - 1) % config.eval_every + 1
           record = {
             "step": done,
             "stage": stage.name,
-            "train": _mean_metrics(program, carry, steps),
+            "train": _mean_metrics(program, carry, summed),
           }
           carry, best, found = _validate(
             config, program, data, frozen, carry, best, done
@@ -205,8 +212,8 @@ def _train(
           carry = program.reset_metrics(carry)
           position.history.append(plain(record | found))
           log.write(record | found)
-        stopping = preemption.reached(done)
-        if due or stopping or checkpoints.due(done):
+        stopping = preemption.reached(done, steps.count)
+        if evaluates or stopping or checkpoints.due(done):
           # Before the save: the last good checkpoint must stay.
           _check_finite(config, program, carry, stage.name, since=checked)
           checked = done + 1

@@ -31,7 +31,14 @@ SPEC_FIELDS = (
 # Fields that say where to compute, not what.
 _WHERE = ("mesh.runs", "mesh.split")
 # What older files lack, as it was then.
-_ADDED = {"mesh": {"runs": 0, "split": []}, "microbatches": 1}
+_ADDED = {
+  "mesh": {"runs": 0, "split": []},
+  "microbatches": 1,
+  "steps_per_dispatch": 1,
+}
+# Fields of which these values leave a choice to the first session. What may be
+# chosen differs in the last bit of every weight, and depends on the devices.
+_CHOOSE = {"runs_mode": "auto", "steps_per_dispatch": 0}
 
 
 def as_json(config: Any) -> dict[str, Any]:
@@ -124,7 +131,7 @@ def _claim(workdir: epath.Path, config: Any) -> None:
   added = {name: _ADDED[name] for name in _ADDED.keys() & wanted.keys()}
   changed = found is not None and differences(added | found, wanted)
   if changed:
-    settled = ("runs_mode",) if wanted.get("runs_mode") == "auto" else ()
+    settled = [f for f, choose in _CHOOSE.items() if wanted.get(f) == choose]
     for field in (*_WHERE, *settled):
       changed.pop(field, None)
   begun = (workdir / "checkpoints").exists() or results(workdir) is not None
@@ -151,23 +158,21 @@ def _claim(workdir: epath.Path, config: Any) -> None:
       ) from error
 
 
-def settle(workdir: epath.Path, runs_mode: str) -> None:
+def settle(workdir: epath.Path, config: Any) -> None:
   """Writes into config.json how the runs are trained; see `settled`."""
   found = _read_json(workdir / "config.json")
-  if found["runs_mode"] != runs_mode:
-    write_json(workdir / "config.json", {**found, "runs_mode": runs_mode})
+  chosen = {field: config[field] for field in _CHOOSE}
+  if found != found | chosen:
+    write_json(workdir / "config.json", found | chosen)
 
 
 def settled(workdir: epath.Path, config: Any) -> ConfigDict:
-  """Returns ``config`` with the runs_mode of a workdir's first session.
-
-  The modes differ in the last bit of every weight, and what "auto" chooses
-  depends on the devices.
-  """
-  found = _read_json(workdir / "config.json") or {}
+  """Returns ``config`` with what a workdir's first session chose."""
+  found = _ADDED | (_read_json(workdir / "config.json") or dict(_CHOOSE))
   config = config.copy_and_resolve_references()
-  if config.runs_mode == "auto":
-    config.runs_mode = found.get("runs_mode", "auto")
+  for field, choose in _CHOOSE.items():
+    if config[field] == choose:
+      config[field] = found[field]
   return config
 
 

@@ -35,8 +35,8 @@ def _bytes(where, draw, start, stop):
   """What the steps see: images by step and stream, on the host."""
   stored = where.stored
   return [
-    {name: np.asarray(d.look_up(stored)) for name, d in drawn.items()}
-    for drawn in where.batches(draw, start, stop)
+    {name: np.asarray(d.look_up(stored)) for name, d in steps.drawn.items()}
+    for steps in where.batches(draw, start, stop)
   ]
 
 
@@ -103,7 +103,7 @@ def test_the_shapes_that_steps_are_compiled_for(drawing):
     images.Resident(pixels, mesh),
     images.Streamed(pixels, mesh, 0),
   ):
-    drawn = next(where.batches(draw, 0, 1))
+    drawn = next(where.batches(draw, 0, 1)).drawn
     for name, stream in STREAMS.items():
       expected = where.abstract((2, stream.batch_size))
       assert jax.tree.map(lambda x: (x.shape, x.dtype), drawn[name]) == (
@@ -159,9 +159,9 @@ pixels.read = lambda index=None, **options: (
   decoded.append(np.size(index)), read(index, **options))[1]
 draw = lambda step: {"a": np.arange(8)[None] + 3 * step}
 for where in (images.Resident(pixels, mesh), images.Streamed(pixels, mesh, 0)):
-  for step, drawn in enumerate(where.batches(draw, 0, 5)):
+  for step, steps in enumerate(where.batches(draw, 0, 5)):
     seen = jax.jit(lambda d, stored: d["a"].look_up(stored).astype(np.int32))(
-      drawn, where.stored)
+      steps.drawn, where.stored)
     for shard in seen.addressable_shards:
       rows = draw(step)["a"][shard.index[:2]]
       np.testing.assert_array_equal(shard.data[..., 0, 0, 0], rows)

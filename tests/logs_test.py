@@ -245,7 +245,7 @@ def test_speed_leaves_out_evaluations(monkeypatch):
   for done in range(1, 7):
     # The first is compiled for a minute; then two a second.
     now[0] += 60 if done == 1 else 0.5
-    log.stepped()
+    log.stepped(1)
     if done % 3 == 0:
       log.measure()
       now[0] += 4  # The evaluation.
@@ -271,7 +271,7 @@ def test_a_single_step_has_no_speed():
   writer = tiny.Recorder()
   log = logs.Log(writer, types.SimpleNamespace(method=method))
   log.enter(0, 0)
-  log.stepped()
+  log.stepped(1)
   log.measure()
   log.write({"step": 1})
   assert writer.scalars == [(1, {"progress": 1})]

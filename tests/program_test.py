@@ -15,6 +15,43 @@ from synguide_jax.program import Program
 from tests import tiny
 
 
+def together(config, devices, count, ends):
+  """Returns sums of metrics and weights after steps dispatched together."""
+  runs = tuple(range(config.num_runs))
+  data = experiment_data.load(config.data, seed=0, runs=runs)
+  program = Program(config, data, runs, devices)
+  feed = Feed(data.members, data.labels, seed=0, runs=runs)
+  carry, frozen = program.init()
+  carry, _ = program.enter(0, carry, frozen)
+  step, done = program.step(0, frozen), [0]
+  for several in program.batches(feed, 0, 0, ends.__contains__):
+    carry = step(carry, several, done[-1])
+    done.append(done[-1] + several.count)
+    if done[-1] == count:
+      break
+  assert step.num_compilations() == 1
+  return done, jax.device_get(carry)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_steps_dispatched_together_are_the_same(count):
+  overrides = {"num_steps": 10, "optimizer.name": "sgd"}
+  found = []
+  for several in (1, 4):
+    config = tiny.config(**overrides, steps_per_dispatch=several)
+    found.append(together(config, jax.devices()[:count], 10, {5}))
+  assert found[0][0] == list(range(11))
+  assert found[1][0] == [0, 4, 5, 9, 10]
+  # Bit for bit on one device.
+  tolerance = 0 if count == 1 else 1e-5
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=tolerance, atol=tolerance
+    ),
+    *(carry for _, carry in found),
+  )
+
+
 def steps(config, devices, count):
   """Returns metrics and weights after every step, and compilations."""
   runs = tuple(range(config.num_runs))

@@ -33,6 +33,30 @@ def test_an_unknown_mode_is_named():
     runs.choose_mode("pmap", "cpu", SMALL)
 
 
+@pytest.mark.parametrize(
+  "wanted,platform,pixels,resident,steps",
+  [
+    (0, "cpu", 64 * 16 * 16, True, 16),
+    (0, "cpu", SMALL, True, 1),
+    (0, "gpu", SMALL, True, 16),
+    (0, "tpu", LARGE, True, 1),
+    (0, "gpu", SMALL, False, 1),
+    (5, "gpu", LARGE, True, 5),
+    (1, "tpu", SMALL, False, 1),
+  ],
+)
+def test_the_rule_of_steps(wanted, platform, pixels, resident, steps):
+  found = runs.choose_steps(wanted, platform, pixels, resident=resident)
+  assert found == steps
+
+
+def test_steps_that_cannot_be_dispatched_together():
+  with pytest.raises(UserError, match="steps_per_dispatch=-1"):
+    runs.choose_steps(-1, "cpu", SMALL, resident=True)
+  with pytest.raises(UserError, match="steps_per_dispatch=2, but .* streamed"):
+    runs.choose_steps(2, "cpu", SMALL, resident=False)
+
+
 @pytest.mark.parametrize("frozen_per_run", [False, True])
 @pytest.mark.parametrize("run_axis", [1, 2, 8])
 @pytest.mark.parametrize("mode", ["vmap", "map"])

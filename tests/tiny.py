@@ -51,6 +51,8 @@ def config(**overrides):
       "pretrained.random_model": "small_cnn",
       "batch_size": 16,
       "num_steps": 6,
+      # Hooks see every step.
+      "steps_per_dispatch": 1,
       "optimizer.learning_rate": 1e-3,
       "eval_every": 2,
       "eval_batch_size": 32,

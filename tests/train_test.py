@@ -16,7 +16,7 @@ import pytest
 
 from synguide_jax import methods, train
 from synguide_jax.data import digits
-from synguide_jax.errors import DivergedError, UserError
+from synguide_jax.errors import DivergedError, Preempted, UserError
 from synguide_jax.methods import supervised
 from tests import pictures, tiny
 
@@ -220,6 +220,45 @@ def test_how_runs_are_trained_is_settled_by_the_first_session(tmp_path):
   config.runs_mode = "map"
   with pytest.raises(UserError, match="runs_mode: 'vmap' there, 'map' now"):
     run(config, tmp_path / "second")
+
+
+def test_steps_that_are_dispatched_together(uninterrupted, tmp_path):
+  # Evaluations and checkpoints every two steps cut what is dispatched short.
+  together = tiny.config(steps_per_dispatch=4, checkpoint_every=3)
+  steps = []
+  results = run(together, tmp_path / "whole", hooks=[steps.append])
+  assert steps == [2, 3, 4, 6]
+  expected = uninterrupted[0]
+  assert results["history"] == expected["history"]
+  assert results["test"] == expected["test"]
+  assert_equal(trained(together, tmp_path / "whole"), uninterrupted[1])
+
+  # SIGTERM waits for those that were dispatched, and their state is saved.
+  together = tiny.config(steps_per_dispatch=4, eval_every=6, checkpoint_every=6)
+  workdir, steps = tmp_path / "cut", []
+
+  def terminate(step):
+    steps.append(step)
+    if step == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(Preempted, match="after step 4 of 6"):
+    run(together, workdir, hooks=[terminate])
+  results = run(together, workdir, hooks=[steps.append])
+  assert steps == [4, 6]
+  (last,) = results["history"]
+  assert last["validation"] == expected["history"][-1]["validation"]
+
+
+def test_how_steps_are_dispatched_is_settled_by_the_first_session(tmp_path):
+  config = tiny.config(method="real", num_steps=1, steps_per_dispatch=0)
+  results = run(config, tmp_path)
+  assert results["config"]["steps_per_dispatch"] == 16
+  written = json.loads((tmp_path / "config.json").read_text())
+  assert written["steps_per_dispatch"] == 16
+  config.data.feed = "stream"
+  with pytest.raises(UserError, match="data.feed"):
+    run(config, tmp_path)
 
 
 def test_a_remote_workdir(uninterrupted, tmp_path):

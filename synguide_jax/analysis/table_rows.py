@@ -33,7 +33,7 @@ _GUIDED = (
 # Fields by which rows of one table may differ and still not be told apart.
 _SILENT = (
   *("num_runs", "first_run", "eval_batch_size", "checkpoint_every"),
-  *("runs_mode", "mesh.runs", "mesh.split"),
+  *("runs_mode", "steps_per_dispatch", "mesh.runs", "mesh.split"),
 )
 # Of the section data; images are the same in memory and streamed.
 FEED = ("feed", "resident_share", "num_workers")

@@ -74,8 +74,13 @@ def _conv2d_as_matmul(images, kernel, strides, padding, groups):
     columns = _windows(images, (1, kw), strides, (no_padding, padding[1]))
     taps = kernel.transpose(1, 2, 0, 3).reshape(kw * channels, kh * out)
     products = _matmul(jnp.concatenate(columns, -1), taps)
-    rows = _windows(products, (kh, 1), (1, 1), (padding[0], no_padding))
-    return sum(row[..., i * out : (i + 1) * out] for i, row in enumerate(rows))
+    # Apart before they are shifted, so that the gradient is put together by a
+    # concatenation; that of slices is slow.
+    rows = jax.lax.split(products, [out] * kh, -1)
+    rows = [
+      jnp.pad(r, (no_padding, padding[0], no_padding, no_padding)) for r in rows
+    ]
+    return sum(_shifted(r, 1, kh, 1)[i] for i, r in enumerate(rows))
   if (kh, kw) == tuple(strides) and not any(map(any, padding)):
     patches = _patches(images, kh, kw)
   else:

@@ -94,7 +94,7 @@ def test_convolution_equals_lax(convolution):
       function(images, kernel),
       jax.grad(loss, (0, 1))(images, kernel),
       jax.grad(squared_gradient, (0, 1))(images, kernel),
-      jax.jvp(loss, (images, kernel), (images, kernel)),
+      jax.jvp(function, (images, kernel), (images, kernel)),
     )
 
   ours, theirs = (

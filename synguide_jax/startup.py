@@ -1,0 +1,76 @@
+"""What a command settles before JAX is loaded: speed that costs nothing.
+
+Both can be had without it, from the environment, and an environment that says
+something is left alone.
+"""
+
+import ctypes
+import os
+from pathlib import Path
+
+from synguide_jax.cache import cache_dir, fingerprint
+
+# Bytes of compiled programs that are kept; the longest unused go first.
+_KEPT = 2 << 30
+# Shorter compilations are not kept, seconds.
+_WORTH_KEEPING = 0.1
+# Of glibc's malloc.h: what mallopt sets, and to what.
+_MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = -4, -1, -8
+
+
+def keep_compiled() -> None:
+  """Lets JAX find what it compiled before, in ``<cache>/compiled``.
+
+  Programs are of one kind of processor, which have a folder each, so that
+  machines may share the cache. ``JAX_COMPILATION_CACHE_DIR`` names another
+  folder, ``JAX_ENABLE_COMPILATION_CACHE=false`` keeps nothing.
+
+  Raises:
+    UserError: ``$SYNGUIDE_CACHE`` is not local.
+  """
+  folder = cache_dir() / "compiled" / fingerprint({"processor": _processor()})
+  for name, value in {
+    "DIR": folder.absolute(),
+    "MAX_SIZE": _KEPT,
+  }.items():
+    os.environ.setdefault(f"JAX_COMPILATION_CACHE_{name}", str(value))
+  os.environ.setdefault(
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(_WORTH_KEEPING)
+  )
+
+
+def keep_memory() -> None:
+  """Lets glibc keep what a step frees for the next one.
+
+  XLA's CPU client frees a step's temporaries after it. By default they go back
+  to the kernel, which zeroes every page again that the next step touches: a
+  third of the time of a step of a small ResNet (benchmarks/NOTES.md). The
+  process then stays as large as it once was. Where the environment sets
+  ``MALLOC_...`` or ``GLIBC_TUNABLES`` this does nothing, nor on other systems.
+  """
+  named = ("MALLOC_", "GLIBC_TUNABLES")
+  if any(name.startswith(named) for name in os.environ):
+    return
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (AttributeError, OSError, TypeError):
+    return
+  # The three work together only. A threshold of -1 is none.
+  for parameter, value in (
+    (_MMAP_MAX, 0),
+    (_TRIM_THRESHOLD, -1),
+    (_ARENA_MAX, 1),
+  ):
+    mallopt(parameter, value)
+
+
+def _processor() -> str:
+  """What tells kinds of processors apart."""
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return ""
+  told = ("model name", "flags", "Features", "CPU part")
+  return "\n".join(
+    dict.fromkeys(line for line in lines if line.startswith(told))
+  )
