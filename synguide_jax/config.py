@@ -178,6 +178,9 @@ def classifier_defaults() -> ConfigDict:
   config.model.init = "scratch"
   # Type to compute in, "float32" or "bfloat16"; parameters are float32.
   config.model.dtype = "float32"
+  # Compute blocks again in the backward pass: less is kept for it, at the price
+  # of up to a forward pass; no use on the CPU. See docs/networks.md.
+  config.model.remat = False
   # Side that images are resized to for the network, pixels; 0: they are not,
   # or, with init, to what the checkpoint expects.
   config.model.image_size = 0

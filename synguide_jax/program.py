@@ -446,19 +446,22 @@ class Program:
         "diverged": jnp.where(newly, before + step + 1, carry["diverged"]),
       }
 
+    shardings = self.places.sharding
+    if self._split:
+      shardings = self._shardings(self.abstract(number)["carry"])
+
     def run_steps(carry, frozen, keys, stored, drawn, step, count):
       if self.steps_per_dispatch == 1:
         return run_step(carry, frozen, keys, stored, drawn, step)
 
       def body(i, carry):
         of_step = jax.tree.map(lambda x: x[i], drawn)
-        return run_step(carry, frozen, keys, stored, of_step, step + i)
+        carry = run_step(carry, frozen, keys, stored, of_step, step + i)
+        # Or the compiler would split weights from one step to the next.
+        return jax.lax.with_sharding_constraint(carry, shardings)
 
       return jax.lax.fori_loop(0, count, body, carry)
 
-    shardings = self.places.sharding
-    if self._split:
-      shardings = self._shardings(self.abstract(number)["carry"])
     return _jit(
       run_steps, self.mesh, donate_argnames="carry", out_shardings=shardings
     )

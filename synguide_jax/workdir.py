@@ -36,6 +36,8 @@ _ADDED = {
   "microbatches": 1,
   "steps_per_dispatch": 1,
 }
+# And what sections lack that they have.
+_ADDED_TO = {"model": {"remat": False}}
 # Fields of which these values leave a choice to the first session. What may be
 # chosen differs in the last bit of every weight, and depends on the devices.
 _CHOOSE = {"runs_mode": "auto", "steps_per_dispatch": 0}
@@ -128,8 +130,7 @@ def _claim(workdir: epath.Path, config: Any) -> None:
   for field, (value, _) in differences(wanted, finite).items():
     raise UserError(f"{field}={value} must be finite.")
   found = _read_json(path)
-  added = {name: _ADDED[name] for name in _ADDED.keys() & wanted.keys()}
-  changed = found is not None and differences(added | found, wanted)
+  changed = found is not None and differences(_completed(found, wanted), wanted)
   if changed:
     settled = [f for f, choose in _CHOOSE.items() if wanted.get(f) == choose]
     for field in (*_WHERE, *settled):
@@ -168,7 +169,7 @@ def settle(workdir: epath.Path, config: Any) -> None:
 
 def settled(workdir: epath.Path, config: Any) -> ConfigDict:
   """Returns ``config`` with what a workdir's first session chose."""
-  found = _ADDED | (_read_json(workdir / "config.json") or dict(_CHOOSE))
+  found = _completed(_read_json(workdir / "config.json") or dict(_CHOOSE))
   config = config.copy_and_resolve_references()
   for field, choose in _CHOOSE.items():
     if config[field] == choose:
@@ -185,7 +186,16 @@ def config(workdir: epath.Path) -> ConfigDict:
   found = _read_json(workdir / "config.json")
   if found is None:
     raise UserError(f"{workdir} has no config.json.")
-  return ConfigDict(_ADDED | found)
+  return ConfigDict(_completed(found))
+
+
+def _completed(
+  found: Mapping[str, Any], wanted: Mapping[str, Any] = _ADDED
+) -> dict[str, Any]:
+  """Adds what files of older versions lack, of what is ``wanted``."""
+  added = {name: _ADDED[name] for name in _ADDED.keys() & wanted.keys()}
+  sections = {n: f | found[n] for n, f in _ADDED_TO.items() if n in found}
+  return {**added, **found, **sections}
 
 
 def results(workdir: epath.Path) -> dict[str, Any] | None:

@@ -43,8 +43,8 @@ def test_the_guided_step_lowers_for_accelerators(runs_mode, monkeypatch):
     platform: traced.lower(lowering_platforms=(platform,)).as_text()
     for platform in ("cpu", "cuda", "tpu")
   }
-  # Both batches through M_u and M_p, all of them products on the CPU alone.
-  convolutions = 2 * (OF_TRAINED + CONVOLUTIONS)
+  # Each batch through M_u, both at once through M_p; products on the CPU alone.
+  convolutions = 2 * OF_TRAINED + CONVOLUTIONS
   found = {
     platform: operations(text, "convolution", "dot_general")
     for platform, text in texts.items()

@@ -164,3 +164,22 @@ def test_differences_are_by_flat_field():
     "b.c": ([1, 2], [1, 3]),
     "b.d": (0, None),
   }
+
+
+def test_a_file_of_an_older_version_is_completed(tmp_path):
+  defaults = config_lib.classifier_defaults()
+  workdir.claim(tmp_path, defaults)
+  file = tmp_path / "config.json"
+  old = json.loads(file.read_text())
+  del old["mesh"], old["steps_per_dispatch"], old["model"]["remat"]
+  file.write_text(json.dumps(old))
+  (tmp_path / "checkpoints").mkdir()
+  workdir.claim(tmp_path, defaults)
+  found = workdir.config(tmp_path)
+  assert found.model.remat is False and found.model.name == old["model"]["name"]
+  assert found.mesh.runs == 0
+  # What was done step by step goes on so.
+  assert workdir.settled(tmp_path, defaults).steps_per_dispatch == 1
+  defaults.model.remat = True
+  with pytest.raises(UserError, match="model.remat: False there, True now"):
+    workdir.claim(tmp_path, defaults)

@@ -102,12 +102,12 @@ def _streams(config: Any, info: Info, rg: bool) -> dict[str, Stream]:
 
 
 def _losses(config: Any, info: Info, trained: networks.Trained) -> Any:
-  """Makes what computes CE, and PG over sets of rows, of a batch.
+  """Makes what computes M_p's features, and CE and PG of a batch.
 
   Returns:
-    M_p, or None where no PG is wanted, and ``(output, frozen, batch, rows) ->
-    (CE, weighted PG, PG by name)``, where ``rows`` names the rows of each PG
-    term, None for all.
+    M_p, or None where no PG is wanted; ``(frozen, batches by name) -> features
+    of M_p by name``; and ``(output, batch, target, rows) -> (CE, weighted PG,
+    PG by name)``, where ``rows`` names the rows of each PG term, None for all.
   """
   guidance = config.guidance
   network = None
@@ -117,22 +117,29 @@ def _losses(config: Any, info: Info, trained: networks.Trained) -> Any:
     network = networks.create_frozen(config, info)
     frozen_layer = network.model.stage(config.pretrained.feature_layer)
 
-  def losses(output, frozen, batch, rows):
+  def targets(frozen, batches):
+    # M_p sees no image beside another, so that one pass is as good as several.
+    return two_streams.at_once(
+      lambda images: network.features(frozen, images, frozen_layer),
+      {name: batch.images for name, batch in batches.items()},
+    )
+
+  def losses(output, batch, target, rows):
     values, pg = {}, jnp.zeros(())
     if rows:
       features = models.pool(output.features[layer])
-      target = network.features(frozen, batch.images, frozen_layer)
       for name, where in rows.items():
         values[f"{name}_pg"] = pg_loss(features, target, where=where)
         pg += guidance.pg_weight * values[f"{name}_pg"]
     return networks.cross_entropy(output.logits, batch), pg, values
 
-  return network, losses
+  return network, targets, losses
 
 
 def _two_stream_step(
   config: Any,
   trained: networks.Trained,
+  targets: Any,
   losses: Any,
   pg: Mapping[str, bool],
   rg: optax.GradientTransformationExtraArgs,
@@ -141,12 +148,14 @@ def _two_stream_step(
   """Makes the step with Real Guidance."""
   passes = two_streams.passes(trained, config)
 
-  def objectives(outputs, frozen, batches):
+  def objectives(outputs, batches, wanted):
     """What is differentiated, g_r and g_f's by name, and metrics."""
     found, metrics = {}, {"loss": 0.0}
     for name, output in outputs.items():
       rows = {name: None} if pg[name] else {}
-      ce, guiding, values = losses(output, frozen, batches[name], rows)
+      ce, guiding, values = losses(
+        output, batches[name], wanted.get(name), rows
+      )
       if pg[name] and not config.guidance.project_pg:
         found[name] = ce
         found["behind"] = found.get("behind", 0.0) + guiding
@@ -159,13 +168,14 @@ def _two_stream_step(
 
   def grad_fn(params, batch_stats, batches, key, frozen):
     """Returns g_r, g_f and what is added behind the projection, by name."""
+    wanted = targets(frozen, {n: batches[n] for n in batches if pg[n]})
     grads, metrics = {}, {"loss": 0.0}
     keys = jax.random.split(key, len(passes))
     for of_pass, forward in zip(keys, passes, strict=True):
 
       def of_names(params, forward=forward, kept=batch_stats, of_pass=of_pass):
         outputs, kept = forward(params, kept, batches, of_pass)
-        found, values = objectives(outputs, frozen, batches)
+        found, values = objectives(outputs, batches, wanted)
         return found, (kept, values)
 
       _, found, (batch_stats, values) = two_streams.gradients(of_names, params)
@@ -208,6 +218,7 @@ def _two_stream_step(
 def _one_stream_step(
   config: Any,
   trained: networks.Trained,
+  targets: Any,
   losses: Any,
   pg: Mapping[str, bool],
   tx: optax.GradientTransformation,
@@ -221,7 +232,8 @@ def _one_stream_step(
     rows = {"real": batch.real, "synthetic": ~batch.real}
     rows = {name: rows[name] for name in rows if pg[name]}
     output = trained.apply(params, batch_stats, batch.images, key)
-    ce, guiding, values = losses(output, frozen, batch, rows)
+    target = targets(frozen, batches if rows else {}).get(stream)
+    ce, guiding, values = losses(output, batch, target, rows)
     accuracy = networks.accuracy(output.logits, batch)
     metrics = {"loss": ce + guiding, f"{stream}_accuracy": accuracy, **values}
     return ce + guiding, (output.batch_stats, metrics)
@@ -257,13 +269,13 @@ def make(config: Any, info: Info) -> Method:
   streams = _streams(config, info, rg is not None)
   steps = supervised.num_steps(config, info, list(streams.values())[-1])
   trained = networks.create_trained(config, info)
-  network, losses = _losses(config, info, trained)
+  network, targets, losses = _losses(config, info, trained)
   tx = optimizers.create(config.optimizer, steps)
   rate = optimizers.schedule(config.optimizer, steps)
   if rg:
-    step = _two_stream_step(config, trained, losses, pg, rg, tx)
+    step = _two_stream_step(config, trained, targets, losses, pg, rg, tx)
   else:
-    step = _one_stream_step(config, trained, losses, pg, tx)
+    step = _one_stream_step(config, trained, targets, losses, pg, tx)
 
   def init(key, images):
     # The key itself initialises M_u, so that methods share their runs' starts.

@@ -76,16 +76,17 @@ def create_trained(config: Any, info: Info) -> Trained:
   """Makes M_u from the config's ``model`` section.
 
   Args:
-    config: The whole config; ``model`` has name, dtype, image_size, mean, std
-      and init, which is ``"scratch"`` or the spec of a checkpoint, whose head
-      is replaced and whose preprocessing is kept.
+    config: The whole config; ``model`` has name, dtype, image_size, mean, std,
+      remat and init, which is ``"scratch"`` or the spec of a checkpoint, whose
+      head is replaced and whose preprocessing is kept.
     info: Classes and image shape.
 
   Returns:
     The network.
 
   Raises:
-    UserError: for an unknown model or a checkpoint of another one.
+    UserError: for an unknown model, a checkpoint of another one, or remat of a
+      network without blocks.
   """
   section, channels = config.model, info.image_shape[-1]
   for field in ("mean", "std"):
@@ -106,6 +107,8 @@ def create_trained(config: Any, info: Info) -> Trained:
         tuple(section.mean), tuple(section.std), section.image_size or None
       ),
     )
+    if section.remat:
+      model = model.with_remat()
     return Trained(model, model.init, pretrained=False)
   checkpoint = _load(section.init, "model.init", section, channels)
   if checkpoint.model.name != section.name:
@@ -113,7 +116,7 @@ def create_trained(config: Any, info: Info) -> Trained:
       f"model.init={section.init!r} holds a {checkpoint.model.name}, but "
       f"model.name is {section.name!r}."
     )
-  return _from_checkpoint(checkpoint, info)
+  return _from_checkpoint(checkpoint, info, remat=section.remat)
 
 
 def create_transferred(config: Any, info: Info) -> Trained:
@@ -145,8 +148,12 @@ def create_transferred(config: Any, info: Info) -> Trained:
   return _from_checkpoint(checkpoint, info)
 
 
-def _from_checkpoint(checkpoint: Pretrained, info: Info) -> Trained:
+def _from_checkpoint(
+  checkpoint: Pretrained, info: Info, *, remat: bool = False
+) -> Trained:
   model = with_options(checkpoint.model, num_classes=info.num_classes)
+  if remat:
+    model = model.with_remat()
 
   def init_variables(key, images):
     fresh = model.init(key, images)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from synguide_jax.data.feed import SAMPLERS
 from synguide_jax.errors import check_known, UserError
@@ -150,3 +152,32 @@ def gradients(
     chosen = {n: jnp.full_like(v, n == name) for n, v in values.items()}
     (grads[name],) = pull_back(chosen)
   return values, grads, aux
+
+
+def at_once(
+  function: Callable[[jax.Array], jax.Array], batches: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """Applies a function that maps each row by itself to several batches.
+
+  Their rows are interleaved: where batches are sharded, each device keeps its
+  own, since their number of devices divides all sizes.
+
+  Args:
+    function: ``[N, ...] -> [N, ...]``, each row from the one at its place.
+    batches: Arrays by name, alike but for their first dimension.
+
+  Returns:
+    ``function`` of each, by name.
+  """
+  if not batches:
+    return {}
+  groups = math.gcd(*map(len, batches.values()))
+  parts = [x.reshape(groups, -1, *x.shape[1:]) for x in batches.values()]
+  ends = np.cumsum([part.shape[1] for part in parts])
+  rows = jnp.concatenate(parts, 1)
+  found = function(rows.reshape(-1, *rows.shape[2:]))
+  found = found.reshape(groups, -1, *found.shape[1:])
+  return {
+    name: part.reshape(-1, *part.shape[2:])
+    for name, part in zip(batches, jnp.split(found, ends[:-1], 1), strict=True)
+  }

@@ -190,6 +190,22 @@ class Model:
       logits = logits.astype(jnp.float32)
     return Output(logits, features, updated.get("batch_stats", kept))
 
+  def with_remat(self) -> "Model":
+    """Returns the network with its blocks computed again where it is trained.
+
+    The values are the same, and so are the variables and the options: what is
+    saved of it does not tell.
+
+    Raises:
+      UserError: for a network that has no blocks.
+    """
+    if not hasattr(self.module, "remat"):
+      raise UserError(
+        f"model.remat=True: {self.name} has no blocks to compute again; set it "
+        "to False, or lower the memory with microbatches."
+      )
+    return dataclasses.replace(self, module=self.module.clone(remat=True))
+
   def _prepared(self, images: jax.Array) -> jax.Array:
     channels = self.options["channels"]
     if images.shape[-1] != channels:

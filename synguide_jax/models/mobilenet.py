@@ -117,6 +117,7 @@ class InvertedResiduals(nn.Module):
     drop_path: Share of samples that leave out the last block in training; it
       rises linearly to it.
     dtype: Type to compute in.
+    remat: Whether blocks are computed again in the backward pass.
     GROUPS: Expansion, channels, blocks, stride of the first and kernel size of
       each group of blocks.
     SQUEEZE: Channels of the squeeze-and-excitation, as a share of a block's
@@ -132,6 +133,7 @@ class InvertedResiduals(nn.Module):
   dropout: float = 0.2
   drop_path: float = 0.0
   dtype: Any = jnp.float32
+  remat: bool = False
 
   GROUPS = ()
   SQUEEZE = 0.0
@@ -164,11 +166,14 @@ class InvertedResiduals(nn.Module):
     stem, padding = round_channels(32 * self.width), self._padding(3, 2)
     x = conv(stem, 3, 2, padding=padding, name="stem_conv")(images)
     x = activation(norm(name="stem_norm")(x))
+    block_type = InvertedResidual
+    if self.remat:
+      block_type = nn.remat(InvertedResidual)
     features, block = {}, 0
     for number, (expand, channels, _, stride, kernel) in enumerate(self.GROUPS):
       for index in range(self.repeats[number]):
         stride = stride if index == 0 else 1
-        x = InvertedResidual(
+        x = block_type(
           features=round_channels(channels * self.width),
           kernel_size=kernel,
           stride=stride,

@@ -72,6 +72,7 @@ class ResNet(nn.Module):
     small_images: A stem of one 3x3 convolution that keeps the side, instead of
       7x7 with stride 2 and max pooling, which leave a quarter of it.
     dtype: Type to compute in.
+    remat: Whether blocks are computed again in the backward pass.
   """
 
   num_classes: int
@@ -80,6 +81,7 @@ class ResNet(nn.Module):
   width: int = 64
   small_images: bool = False
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -101,10 +103,11 @@ class ResNet(nn.Module):
     x = nn.relu(BatchNorm(train, dtype=self.dtype, name="stem_norm")(x))
     if not self.small_images:
       x = max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    block_type = nn.remat(Block) if self.remat else Block
     features = {}
     for number, blocks in enumerate(self.blocks, start=1):
       for block in range(blocks):
-        x = Block(
+        x = block_type(
           width=self.width * 2 ** (number - 1),
           stride=2 if number > 1 and block == 0 else 1,
           bottleneck=self.bottleneck,

@@ -136,6 +136,7 @@ class VisionTransformer(nn.Module):
       token), or "class_mean" (it beside the mean of the others, as DINOv2's).
     projection: Channels the embedding is projected to, as CLIP's; 0: it is not.
     dtype: Type to compute in.
+    remat: Whether blocks are computed again in the backward pass.
   """
 
   num_classes: int
@@ -152,6 +153,7 @@ class VisionTransformer(nn.Module):
   embedding: str = "class"
   projection: int = 0
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @property
   def _ends(self) -> tuple[int, ...]:
@@ -175,9 +177,10 @@ class VisionTransformer(nn.Module):
     x = self._tokens(images)
     if self.pre_norm:
       x = norm(name="pre_norm")(x)
+    block_type = nn.remat(Block) if self.remat else Block
     features = {}
     for number in range(self.depth):
-      x = Block(
+      x = block_type(
         heads=self.heads,
         mlp_width=self.mlp_width,
         activation=self.activation,

@@ -59,6 +59,7 @@ class WideResNet(nn.Module):
     widen: Multiplies the channels 16, 32 and 64 of the stages.
     dropout: Rate between the convolutions of a block.
     dtype: Type to compute in.
+    remat: Whether blocks are computed again in the backward pass.
   """
 
   num_classes: int
@@ -66,6 +67,7 @@ class WideResNet(nn.Module):
   widen: int = 10
   dropout: float = 0.3
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -77,10 +79,11 @@ class WideResNet(nn.Module):
     self, images: jax.Array, *, train: bool, upto: str | None = None
   ) -> tuple[jax.Array | None, dict[str, jax.Array]]:
     x = Conv(16, dtype=self.dtype, name="stem_conv")(images)
+    block_type = nn.remat(Block) if self.remat else Block
     features = {}
     for number in (1, 2, 3):
       for block in range((self.depth - 4) // 6):
-        x = Block(
+        x = block_type(
           features=16 * self.widen * 2 ** (number - 1),
           stride=2 if number > 1 and block == 0 else 1,
           dropout=self.dropout,
