@@ -182,8 +182,14 @@ def _loss_of_rows(
     array = array.reshape(-1, blocks, *array.shape[1:])
     return jax.lax.dynamic_index_in_dim(array, block, axis=1, keepdims=False)
 
-  places = jnp.arange(features.shape[0])
-  pairs = rows_of(places)[:, None] != places[None, :]
+  # In two dimensions from the start: of a sharded batch, each device knows the
+  # numbers of its own pairs.
+  n = features.shape[0]
+  row, column = (
+    jax.lax.broadcasted_iota(jnp.int32, (n // blocks, n), axis)
+    for axis in (0, 1)
+  )
+  pairs = row * blocks + block != column
   if where is not None:
     pairs &= rows_of(where)[:, None] & where[None, :]
 

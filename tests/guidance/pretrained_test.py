@@ -1,6 +1,7 @@
 """Tests of the pretrained guidance loss."""
 
 import functools
+import re
 import subprocess
 import sys
 
@@ -561,6 +562,14 @@ def test_sharded_batch_equals_one_device(metric, pairs_at_once, monkeypatch):
   assert len(sharded_gradient.sharding.device_set) == 8
   np.testing.assert_allclose(sharded_value, value, rtol=1e-5)
   np.testing.assert_allclose(sharded_gradient, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_devices_exchange_features_and_nothing_else():
+  sharding = jax.sharding.NamedSharding(_mesh(), jax.P("data"))
+  arrays = jax.device_put((normal(0, (32, 4)), normal(1, (32, 6))), sharding)
+  compiled = jax.jit(value_and_grad).lower(*arrays).compile().as_text()
+  gathered = re.findall(r"= (\S+)\{\S* all-gather\(", compiled)
+  assert sorted(gathered) == ["f32[32,4]", "f32[32,6]"]
 
 
 # Large batches.
