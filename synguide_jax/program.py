@@ -255,7 +255,7 @@ class Program:
       number: Index of the stage.
       start: Number of the first step.
       due: Whether something is to be done after so many steps of the stage, so
-        that they are not followed by others at once.
+        that they are not followed by others at once. The first one is alone.
     """
     stage = self.method.stages[number]
     draw = functools.partial(
@@ -264,7 +264,12 @@ class Program:
     if (at_a_time := self.steps_per_dispatch) == 1:
       return self.images.batches(draw, start, stage.num_steps)
     return self.images.batches(
-      draw, start, stage.num_steps, at_a_time=at_a_time, due=due
+      draw,
+      start,
+      stage.num_steps,
+      at_a_time=at_a_time,
+      # Compilation comes with the first, whose time says nothing of others.
+      due=lambda step: step == start + 1 or due(step),
     )
 
   def images_per_step(self, number: int) -> int:

@@ -23,20 +23,22 @@ def keep_compiled() -> None:
 
   Programs are of one kind of processor, which have a folder each, so that
   machines may share the cache. ``JAX_COMPILATION_CACHE_DIR`` names another
-  folder, ``JAX_ENABLE_COMPILATION_CACHE=false`` keeps nothing.
+  folder, which is used as JAX does by itself;
+  ``JAX_ENABLE_COMPILATION_CACHE=false`` keeps nothing.
 
   Raises:
     UserError: ``$SYNGUIDE_CACHE`` is not local.
   """
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    # A limit would not know the age of what others left there.
+    return
   folder = cache_dir() / "compiled" / fingerprint({"processor": _processor()})
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder.absolute())
   for name, value in {
-    "DIR": folder.absolute(),
-    "MAX_SIZE": _KEPT,
+    "COMPILATION_CACHE_MAX_SIZE": _KEPT,
+    "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": _WORTH_KEEPING,
   }.items():
-    os.environ.setdefault(f"JAX_COMPILATION_CACHE_{name}", str(value))
-  os.environ.setdefault(
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(_WORTH_KEEPING)
-  )
+    os.environ.setdefault(f"JAX_{name}", str(value))
 
 
 def keep_memory() -> None:

@@ -204,10 +204,10 @@ def get_config(arg=None):
 @pytest.mark.parametrize(
   "suite",
   [
-    # They start several commands, or train four times.
+    # The others start several commands, or train four to six times.
     pytest.param(
       name,
-      marks=[pytest.mark.slow] * (name in ("runs", "end_to_end", "data")),
+      marks=[pytest.mark.slow] * (name not in ("step", "analysis")),
     )
     for name in SUITES
   ],

@@ -450,7 +450,9 @@ def test_bad_input_is_told_before_anything_is_made(tmp_path):
   before = sorted(cache.rglob("*"))
 
   done = _run_commands(
-    [["main", *args] for args, _ in _BAD], SYNGUIDE_CACHE=str(cache)
+    [["main", *args] for args, _ in _BAD],
+    SYNGUIDE_CACHE=str(cache),
+    JAX_ENABLE_COMPILATION_CACHE="false",
   )
   told = {
     " ".join(args): (code, err.splitlines())

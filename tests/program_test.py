@@ -41,7 +41,7 @@ def test_steps_dispatched_together_are_the_same(count):
     config = tiny.config(**overrides, steps_per_dispatch=several)
     found.append(together(config, jax.devices()[:count], 10, {5}))
   assert found[0][0] == list(range(11))
-  assert found[1][0] == [0, 4, 5, 9, 10]
+  assert found[1][0] == [0, 1, 5, 9, 10]
   # Bit for bit on one device.
   tolerance = 0 if count == 1 else 1e-5
   jax.tree.map(

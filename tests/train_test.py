@@ -227,7 +227,7 @@ def test_steps_that_are_dispatched_together(uninterrupted, tmp_path):
   together = tiny.config(steps_per_dispatch=4, checkpoint_every=3)
   steps = []
   results = run(together, tmp_path / "whole", hooks=[steps.append])
-  assert steps == [2, 3, 4, 6]
+  assert steps == [1, 2, 3, 4, 6]
   expected = uninterrupted[0]
   assert results["history"] == expected["history"]
   assert results["test"] == expected["test"]
@@ -239,13 +239,13 @@ def test_steps_that_are_dispatched_together(uninterrupted, tmp_path):
 
   def terminate(step):
     steps.append(step)
-    if step == 4:
+    if step == 5:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  with pytest.raises(Preempted, match="after step 4 of 6"):
+  with pytest.raises(Preempted, match="after step 5 of 6"):
     run(together, workdir, hooks=[terminate])
   results = run(together, workdir, hooks=[steps.append])
-  assert steps == [4, 6]
+  assert steps == [1, 5, 6]
   (last,) = results["history"]
   assert last["validation"] == expected["history"][-1]["validation"]
 
