@@ -36,7 +36,7 @@ _ADDED = {
   "microbatches": 1,
   "steps_per_dispatch": 1,
 }
-# And what sections lack that they have.
+# And what sections of classifiers lack; a generator's network is another.
 _ADDED_TO = {"model": {"remat": False}}
 # Fields of which these values leave a choice to the first session. What may be
 # chosen differs in the last bit of every weight, and depends on the devices.
@@ -195,6 +195,8 @@ def _completed(
   """Adds what files of older versions lack, of what is ``wanted``."""
   added = {name: _ADDED[name] for name in _ADDED.keys() & wanted.keys()}
   sections = {n: f | found[n] for n, f in _ADDED_TO.items() if n in found}
+  if found.get("method") == "diffusion":
+    sections = {}
   return {**added, **found, **sections}
 
 

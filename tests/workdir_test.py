@@ -183,3 +183,11 @@ def test_a_file_of_an_older_version_is_completed(tmp_path):
   defaults.model.remat = True
   with pytest.raises(UserError, match="model.remat: False there, True now"):
     workdir.claim(tmp_path, defaults)
+
+
+def test_a_generator_gets_no_field_of_classifiers(tmp_path):
+  wanted = config_lib.load("configs/generators/digits.py:smoke")
+  workdir.claim(tmp_path, wanted)
+  (tmp_path / "checkpoints").mkdir()
+  workdir.claim(tmp_path, wanted)
+  assert workdir.as_json(workdir.config(tmp_path)) == workdir.as_json(wanted)
