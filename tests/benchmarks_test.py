@@ -81,6 +81,7 @@ def test_the_peer_takes_the_same_steps(variant, monkeypatch):
       "optimizer.learning_rate": 1e-3,
       # So that it would be missed.
       "guidance.pg_weight": 1000.0,
+      "steps_per_dispatch": 1,
     },
   )
   ours = training.Training(config, data)
@@ -108,7 +109,8 @@ def test_the_peer_takes_the_same_steps(variant, monkeypatch):
     "cpu",
   )
   start = vector(networks["M_u"].state_dict())
-  for drawn in itertools.islice(ours.batches(), STEPS):
+  for steps in itertools.islice(ours.batches(), STEPS):
+    drawn = steps.drawn
     index = [np.asarray(drawn[name].index[0]) for name in sorted(drawn)]
     peer.step(np.concatenate(index).astype(np.int64))
   peer.wait()
