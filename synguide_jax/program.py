@@ -480,12 +480,8 @@ class Program:
       frozen_per_run=self.method.frozen_per_run,
     )
 
-  @functools.cache  # noqa: B019, a program lives as long as its process
   def _step_of_all(self, number: int) -> Callable[..., Any]:
-    """The stage's step: draw and augment the batches, then the method's.
-
-    Jitted, so that what is traced for its metrics' names is not traced again.
-    """
+    """The stage's step: draw and augment the batches, then the method's."""
     stage = self.method.stages[number]
 
     def step_of_all(state, frozen, keys, stored, drawn, step):
@@ -496,7 +492,7 @@ class Program:
 
       return self._over_runs(step_of_run)(frozen, state, keys[2], drawn)
 
-    return jax.jit(step_of_all)
+    return step_of_all
 
   def _batches(
     self,
