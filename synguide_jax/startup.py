@@ -8,6 +8,8 @@ import ctypes
 import os
 from pathlib import Path
 
+import filelock
+
 from synguide_jax.cache import cache_dir, fingerprint
 
 # Bytes of compiled programs that are kept; the longest unused go first.
@@ -33,12 +35,33 @@ def keep_compiled() -> None:
     # A limit would not know the age of what others left there.
     return
   folder = cache_dir() / "compiled" / fingerprint({"processor": _processor()})
+  _remove_partial(folder)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder.absolute())
   for name, value in {
     "COMPILATION_CACHE_MAX_SIZE": _KEPT,
     "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": _WORTH_KEEPING,
   }.items():
     os.environ.setdefault(f"JAX_{name}", str(value))
+
+
+def _remove_partial(folder: Path) -> None:
+  """Removes programs that a killed process was writing.
+
+  JAX writes the time of use after the program. One without it would stay, be
+  warned of at every start, and keep others from being written.
+  """
+  if not folder.exists():
+    return
+  try:
+    # JAX's own lock, so that nobody is writing.
+    with filelock.FileLock(folder / ".lockfile").acquire(timeout=0):
+      for program in folder.glob("*-cache"):
+        used = program.with_name(program.name.removesuffix("cache") + "atime")
+        if not used.exists():
+          program.unlink()
+  except (filelock.Timeout, OSError):
+    # Somebody is, or it cannot be changed: it is only a cache.
+    return
 
 
 def keep_memory() -> None:

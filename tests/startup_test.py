@@ -6,6 +6,7 @@ from pathlib import Path
 import subprocess
 import sys
 
+import filelock
 import pytest
 
 from synguide_jax import startup
@@ -75,6 +76,25 @@ print("cache_hits" in found, "cache_misses" in found)
   ]
   assert [p[1:] for p in printed] == [["False", "True"], ["True", "False"]]
   assert printed[0][0] == printed[1][0]
+
+
+def test_what_a_killed_process_was_writing_is_removed(monkeypatch):
+  monkeypatch.setenv("SYNGUIDE_CACHE", "here")
+  startup.keep_compiled()
+  folder = Path(os.environ.pop("JAX_COMPILATION_CACHE_DIR"))
+  folder.mkdir(parents=True)
+  for name in ("whole-cache", "whole-atime", "partial-cache"):
+    (folder / name).touch()
+  with filelock.FileLock(folder / ".lockfile"):
+    # Its writer is at work.
+    startup.keep_compiled()
+  assert (folder / "partial-cache").exists()
+  del os.environ["JAX_COMPILATION_CACHE_DIR"]
+  startup.keep_compiled()
+  assert {path.name for path in folder.glob("[!.]*")} == {
+    "whole-cache",
+    "whole-atime",
+  }
 
 
 class _Library:
