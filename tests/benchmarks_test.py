@@ -24,7 +24,7 @@ from benchmarks import (
 )
 from synguide_jax import models, real_guidance
 from synguide_jax.models.namings import namings, to_tensors
-from tests import tiny
+from tests import compiling, tiny
 
 NAME = "tiny_resnet"
 SHAPE = training.Shape(NAME, side=8, batch=16, num_classes=3, num_images=40)
@@ -218,7 +218,7 @@ def test_suites_run_without_pytorch(suite, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(step, "has_torch", lambda: False)
   Path(CONFIG).write_text(CONFIG_FILE)
   # Commands get one device, for which they compile faster than for eight.
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+  monkeypatch.setenv("XLA_FLAGS", compiling.CHEAPLY)
   with flagsaver.flagsaver():
     output = f"--output={tmp_path}"
     flags.FLAGS(

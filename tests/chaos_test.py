@@ -22,7 +22,7 @@ import pytest
 from synguide_jax import checkpoint, models, train
 from synguide_jax.errors import Preempted
 from synguide_jax.models.base import Architecture
-from tests import tiny
+from tests import compiling, tiny
 
 ONE = jax.devices()[:1]
 
@@ -316,7 +316,7 @@ def test_the_command_survives_chaos(tmp_path, pytestconfig):
     "--early=start",
     "--middle=write,term,damage,full",
     root=pytestconfig.rootpath,
-    XLA_FLAGS="",
+    XLA_FLAGS=compiling.CHEAPLY,
   )
   assert not found.returncode, found.stdout + found.stderr
   assert "lost, different or left over: 0" in found.stdout

@@ -16,6 +16,7 @@ import pytest
 
 from synguide_jax.data import digits
 from synguide_jax.models import pretrained
+from tests import compiling
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = "--config=configs/digits_lowshot.py"
@@ -71,7 +72,7 @@ print(json.dumps(done))
 def _environment(**changes):
   return {
     **os.environ,
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": compiling.CHEAPLY,
     "PYTHONPATH": os.pathsep.join(
       [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     ),
@@ -204,11 +205,7 @@ def test_generators_make_images():
     ["--config=configs/generators/digits.py:smoke"],
     ["--config=configs/generators/defects.py:smoke"],
   ]
-  done = _run_commands(
-    [["synthesize", *flags] for flags in commands],
-    # Compiles faster.
-    XLA_FLAGS="--xla_backend_optimization_level=0",
-  )
+  done = _run_commands([["synthesize", *flags] for flags in commands])
   for flags, (code, out, err) in zip(commands, done, strict=True):
     assert (code, err) == (0, ""), flags
     folder = Path(out.splitlines()[-1].partition("prepared:")[2])
@@ -322,20 +319,33 @@ def test_sweep_table_and_export():
 @pytest.mark.slow
 def test_a_trace_is_of_the_steps_asked_for():
   command = ["main", SMOKE, "--config.method=real", "--config.eval_every=20"]
-  enough, cut, short = _run_commands(
+  # Steps, and how many of them are dispatched together.
+  trainings = {"enough": (20, 1), "cut": (13, 1), "whole": (20, 6)}
+  trainings |= {"short": (4, 1), "last": (13, 12)}
+  ran = _run_commands(
     [
-      [*command, f"--config.num_steps={steps}", "--profile=5", f"--workdir={w}"]
-      for w, steps in (("enough", 20), ("cut", 13), ("short", 4))
+      [
+        *command,
+        f"--config.num_steps={steps}",
+        f"--config.steps_per_dispatch={together}",
+        "--profile=5",
+        f"--workdir={workdir}",
+      ]
+      for workdir, (steps, together) in trainings.items()
     ]
   )
-  assert "  traced 5 steps into enough" in enough[1].splitlines()
-  assert "  traced 3 steps into cut" in cut[1].splitlines()
-  assert (
-    "  no trace: there were not more than 10 steps" in short[1].splitlines()
+  lines = (
+    "traced 5 steps into enough",
+    "traced 3 steps into cut",
+    "traced 6 steps into whole",
+    "no trace: no step began after the first 4",
+    "no trace: no step began after the first 13",
   )
+  for (_, said, _), line in zip(ran, lines, strict=True):
+    assert f"  {line}" in said.splitlines()
   traces = "plugins/profile/*/*.xplane.pb"
-  found = [len([*Path(w).glob(traces)]) for w in ("enough", "cut", "short")]
-  assert found == [1, 1, 0]
+  found = [len([*Path(w).glob(traces)]) for w in trainings]
+  assert found[:4] == [1, 1, 1, 0]
 
 
 @pytest.mark.slow

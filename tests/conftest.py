@@ -2,12 +2,14 @@
 
 import os
 
-# Before anything imports JAX. Tests compile much and compute little.
+from tests import compiling
+
+# Before anything imports JAX.
 os.environ["XLA_FLAGS"] = " ".join(
   [
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
+    compiling.CHEAPLY,
   ]
 ).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -9,7 +9,7 @@ import pytest
 
 from synguide_jax import hosts, workdir
 from synguide_jax.errors import UserError
-from tests import tiny
+from tests import compiling, tiny
 
 _START = """
 import sys
@@ -29,7 +29,7 @@ def start(pytestconfig, code, *args, **variables):
     env={
       **os.environ,
       "PYTHONPATH": str(pytestconfig.rootpath),
-      "XLA_FLAGS": "",
+      "XLA_FLAGS": compiling.CHEAPLY,
       "JAX_NUM_CPU_DEVICES": "1",
       **variables,
     },

@@ -18,7 +18,7 @@ from synguide_jax import mesh as mesh_lib
 from synguide_jax.data import experiment_data
 from synguide_jax.data.feed import Feed, Stream
 from synguide_jax.errors import UserError
-from tests import tiny
+from tests import compiling, tiny
 
 STREAMS = {"real": Stream("real", 8), "other": Stream("mixed", 16)}
 
@@ -177,7 +177,7 @@ def test_two_processes_decode_half_each(tmp_path, monkeypatch):
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   environment = os.environ | {
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": compiling.CHEAPLY,
     "PYTHONPATH": str(Path(synguide_jax.__file__).parents[1]),
   }
   calls = tmp_path / "calls"

@@ -16,7 +16,7 @@ import safetensors.numpy
 import synguide_jax
 from synguide_jax import models
 from synguide_jax.models import namings
-from tests import hub_layout, pictures
+from tests import compiling, hub_layout, pictures
 
 # Runs the command with every use of the network noted, and refused.
 _COMMAND = """
@@ -51,7 +51,7 @@ def environment(tmp_path):
     "SYNGUIDE_CACHE": str(tmp_path / "cache"),
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     # One device is enough.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": compiling.CHEAPLY,
   }
 
 

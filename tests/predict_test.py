@@ -16,7 +16,7 @@ import pytest
 from synguide_jax import experiment, train, workdir
 from synguide_jax.data import digits
 from synguide_jax.errors import UserError
-from tests import pictures, tiny
+from tests import compiling, pictures, tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def _predict(*flags):
   return subprocess.run(
     [sys.executable, "-m", "synguide_jax.predict", *flags],
-    env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+    env={**os.environ, "XLA_FLAGS": compiling.CHEAPLY, "PYTHONPATH": str(ROOT)},
     capture_output=True,
     text=True,
   )

@@ -15,7 +15,7 @@ import pytest
 from synguide_jax import config as config_lib
 from synguide_jax import workdir
 from synguide_jax.train import load_trained, train_and_evaluate
-from tests import tiny
+from tests import compiling, tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 20
@@ -123,7 +123,7 @@ def launch(command, processes, devices, *flags):
       **os.environ,
       "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
       "PYTHONPATH": str(ROOT),
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+      "XLA_FLAGS": compiling.CHEAPLY,
       "PROCESSES": str(processes),
       "DEVICES": str(devices),
     },

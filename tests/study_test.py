@@ -12,6 +12,7 @@ import pytest
 from synguide_jax import config, study
 from synguide_jax.errors import UserError
 from synguide_jax.study import base
+from tests import compiling
 
 ROOT = Path(study.__file__).parents[2]
 
@@ -77,7 +78,7 @@ def test_analyze_writes_a_page(tmp_path):
     "PATH": "",
     "PYTHONPATH": str(ROOT),
     "SYNGUIDE_CACHE": str(tmp_path / "cache"),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": compiling.CHEAPLY,
     "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",

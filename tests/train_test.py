@@ -18,7 +18,7 @@ from synguide_jax import methods, train
 from synguide_jax.data import digits
 from synguide_jax.errors import DivergedError, Preempted, UserError
 from synguide_jax.methods import supervised
-from tests import pictures, tiny
+from tests import compiling, pictures, tiny
 
 ONE = jax.devices()[:1]
 
@@ -583,7 +583,7 @@ def test_training_imports_no_tensorflow(tmp_path, pytestconfig):
     env={
       **os.environ,
       "PYTHONPATH": str(pytestconfig.rootpath),
-      "XLA_FLAGS": "",
+      "XLA_FLAGS": compiling.CHEAPLY,
     },
     check=True,
   )
