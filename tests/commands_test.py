@@ -321,7 +321,7 @@ def test_a_trace_is_of_the_steps_asked_for():
   command = ["main", SMOKE, "--config.method=real", "--config.eval_every=20"]
   # Steps, and how many of them are dispatched together.
   trainings = {"enough": (20, 1), "cut": (13, 1), "whole": (20, 6)}
-  trainings |= {"short": (4, 1), "last": (13, 12)}
+  trainings |= {"short": (4, 1), "last": (12, 12)}
   ran = _run_commands(
     [
       [
@@ -339,7 +339,7 @@ def test_a_trace_is_of_the_steps_asked_for():
     "traced 3 steps into cut",
     "traced 6 steps into whole",
     "no trace: no step began after the first 4",
-    "no trace: no step began after the first 13",
+    "no trace: no step began after the first 12",
   )
   for (_, said, _), line in zip(ran, lines, strict=True):
     assert f"  {line}" in said.splitlines()
