@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -104,6 +105,7 @@ class Program:
       pixels,
       resident=isinstance(self.images, images.Resident),
     )
+    self._traced_steps: dict[int, _Once] = {}
     self._pixels = data.pixels
     self._host = {"labels": data.labels, "real": data.real}
     self._evaluator = Evaluator(
@@ -132,7 +134,7 @@ class Program:
     """Returns what is carried into the first stage, and the frozen networks."""
     abstract = self._abstract_init()
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    init = _jit(self._init, self.mesh, out_shardings=shardings)
+    init = _jit(self._traced_init, self.mesh, out_shardings=shardings)
     state, frozen = init(self._keys)
     return {"state": state, "diverged": self.places.filled(-1)}, frozen
 
@@ -378,7 +380,7 @@ class Program:
 
   def _abstract_init(self) -> tuple[Any, Any]:
     """What `_init` returns, as shapes, types and shardings."""
-    state, frozen = jax.eval_shape(self._init, self._abstract_keys)
+    state, frozen = self._traced_init.out
     per_run = self.method.frozen_per_run
     if "frozen" in self._split:
       shardings = mesh_lib.split(self.mesh, frozen, runs=per_run)
@@ -401,6 +403,10 @@ class Program:
       return per_run
 
     return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, TrainState))
+
+  @functools.cached_property
+  def _traced_init(self) -> "_Once":
+    return _Once(self._init, self._abstract_keys)
 
   def _init(self, keys: jax.Array) -> tuple[Any, Any]:
     image = jnp.zeros((1, *self._image_shape))
@@ -429,21 +435,16 @@ class Program:
 
   def _metrics_of(self, number: int, state: Any, frozen: Any) -> list[str]:
     """Names of the metrics that a step of the stage returns."""
-    step = self._step_of_all(number)
-    stored = {**self._host, "images": self.images.abstract_stored}
-    drawn = self._abstract_drawn(number)
-    arguments = (state, frozen, self._abstract_keys, stored, drawn, 0)
-    return list(jax.eval_shape(step, *arguments)[1])
+    return list(self._traced_step_of_all(number, state, frozen).out[1])
 
   def _jitted_step(self, number: int) -> Any:
     stages = self.method.stages
     before = sum(stage.num_steps for stage in stages[:number])
-    step_of_all = self._step_of_all(number)
 
     def run_step(carry, frozen, keys, stored, drawn, step):
-      state, metrics = step_of_all(
-        carry["state"], frozen, keys, stored, drawn, step
-      )
+      state = carry["state"]
+      step_of_all = self._traced_step_of_all(number, state, frozen)
+      state, metrics = step_of_all(state, frozen, keys, stored, drawn, step)
       newly = (carry["diverged"] < 0) & ~jnp.isfinite(metrics["loss"])
       return {
         "state": state,
@@ -479,6 +480,19 @@ class Program:
       self.mesh,
       frozen_per_run=self.method.frozen_per_run,
     )
+
+  def _traced_step_of_all(
+    self, number: int, state: Any, frozen: Any
+  ) -> "_Once":
+    """Traces a stage's step for such states, the first time."""
+    if number not in self._traced_steps:
+      stored = {**self._host, "images": self.images.abstract_stored}
+      self._traced_steps[number] = _Once(
+        self._step_of_all(number),
+        *(state, frozen, self._abstract_keys, stored),
+        *(self._abstract_drawn(number), np.int32(0)),
+      )
+    return self._traced_steps[number]
 
   def _step_of_all(self, number: int) -> Callable[..., Any]:
     """The stage's step: draw and augment the batches, then the method's."""
@@ -530,6 +544,34 @@ class Program:
       lambda frozen, state: self.method.predict(state, frozen, images)
     )
     return predict(frozen, state)
+
+
+class _Once:
+  """A function that is traced once, and then evaluated from its jaxpr.
+
+  Networks of fifty layers and their gradients take ten seconds of Python; here
+  they are asked for what they return, and then become part of a program.
+
+  Args:
+    function: To trace.
+    *arguments: Arrays, or their shapes and types.
+
+  Attributes:
+    out: What it returns, as shapes and types.
+  """
+
+  def __init__(self, function: Callable, *arguments: Any):
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments
+    )
+    traced = jax.jit(function).trace(*abstract)
+    self.out = traced.out_info
+    self._flat = jax.extend.core.jaxpr_as_fun(traced.jaxpr)
+
+  def __call__(self, *arguments: Any) -> Any:
+    """Evaluates it for arrays of the shapes and types it was traced for."""
+    flat = self._flat(*jax.tree.leaves(arguments))
+    return jax.tree.unflatten(jax.tree.structure(self.out), flat)
 
 
 @jax.jit

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synguide_jax import images
+from synguide_jax import images, models
 from synguide_jax import mesh as mesh_lib
 from synguide_jax.data import experiment_data
 from synguide_jax.data.feed import Feed
 from synguide_jax.errors import UserError
 from synguide_jax.evaluate import Evaluator
+from synguide_jax.models.base import Architecture
 from synguide_jax.program import Program
 from tests import tiny
 
@@ -50,6 +51,33 @@ def test_steps_dispatched_together_are_the_same(count):
     ),
     *(carry for _, carry in found),
   )
+
+
+def test_networks_are_traced_once(monkeypatch):
+  traced = []
+
+  class Watched(tiny.Dense):
+    def __call__(self, images, *, train, upto=None):
+      traced.append(train)
+      return super().__call__(images, train=train, upto=upto)
+
+  monkeypatch.setitem(models.MODELS, "watched", Architecture(Watched))
+  config = tiny.config(
+    **{"model.name": "watched", "guidance.feature_layer": "embedding"}
+  )
+  runs = tuple(range(config.num_runs))
+  data = experiment_data.load(config.data, seed=0, runs=runs)
+  program = Program(config, data, runs, jax.devices()[:1])
+  carry, frozen = program.init()
+  assert len(traced) == 1
+  carry, _ = program.enter(0, carry, frozen)
+  # Of the real and of the synthetic batch.
+  assert traced[1:] == [True, True]
+  feed = Feed(data.members, data.labels, seed=0, runs=runs)
+  drawn = next(program.batches(feed, 0, 0))
+  program.step(0, frozen)(carry, drawn, 0)
+  program.abstract(0)
+  assert len(traced) == 3
 
 
 def steps(config, devices, count):
