@@ -575,7 +575,8 @@ def test_devices_exchange_features_and_nothing_else():
 # Large batches.
 
 
-@pytest.mark.parametrize("similarity,metric", CASES)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_blocks_change_nothing(similarity, metric, monkeypatch):
   directions = DIRECTIONS if similarity == "kl" else DIRECTIONS[:1]
   with jax.enable_x64(True):

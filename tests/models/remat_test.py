@@ -84,7 +84,7 @@ def test_values_gradients_and_statistics_stay(name, monkeypatch):
   assert barriers == [0, blocks]
   expected, found = (low.compile()(variables["params"]) for low in lowered)
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
     found,
     expected,
   )
