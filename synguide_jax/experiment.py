@@ -128,13 +128,9 @@ class _Trace:
     jax.block_until_ready(jax.live_arrays())
     jax.profiler.stop_trace()
     self._running = False
-    if traced := self._steps - self._before:
-      say(f"  traced {traced} steps into {self._folder}")
-    else:
-      self._say_none()
-
-  def _say_none(self) -> None:
-    say(f"  no trace: no step began after the first {self._steps}")
+    traced = self._steps - self._before
+    empty = "" if traced else ": none was left"
+    say(f"  traced {traced} steps into {self._folder}{empty}")
 
   def __enter__(self) -> "_Trace":
     return self
@@ -143,7 +139,7 @@ class _Trace:
     if self._running:
       self._stop()
     elif self._length and not self._before:
-      self._say_none()
+      say(f"  no trace: there were not more than {self._FIRST} steps")
 
 
 def best_run(results: Mapping[str, Any]) -> int:
