@@ -3,15 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import math
-import os
 from typing import Any
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from synguide_jax import images, methods
+from synguide_jax import compilation, images, methods
 from synguide_jax import mesh as mesh_lib
 from synguide_jax import runs as runs_lib
 from synguide_jax.data.augment import Augmentation
@@ -27,20 +25,6 @@ SPLIT = ("optimizer", "frozen")
 
 # Arrays by name, each with a leading run axis.
 Arrays = dict[str, Any]
-
-
-def _jit(function: Callable, mesh: jax.sharding.Mesh, **options: Any) -> Any:
-  """jax.jit, with LLVM's second instead of its third level on the CPU.
-
-  The third unrolls the loops of the random number generator: compilation takes
-  up to four times as long, and what it makes is no faster. A level that
-  XLA_FLAGS names is left alone.
-  """
-  flag = "xla_backend_optimization_level"
-  on_cpu = mesh.devices.flat[0].platform == "cpu"
-  if on_cpu and flag not in os.environ.get("XLA_FLAGS", ""):
-    options["compiler_options"] = {flag: 2}
-  return jax.jit(function, **options)
 
 
 class Program:
@@ -105,7 +89,7 @@ class Program:
       pixels,
       resident=isinstance(self.images, images.Resident),
     )
-    self._traced_steps: dict[int, _Once] = {}
+    self._traced_steps: dict[int, compilation.Once] = {}
     self._pixels = data.pixels
     self._host = {"labels": data.labels, "real": data.real}
     self._evaluator = Evaluator(
@@ -120,7 +104,9 @@ class Program:
   @functools.cached_property
   def _keys(self) -> jax.Array:
     """Keys to begin with, to enter stages and for steps, ``[3, places]``."""
-    keys = _jit(self._make_keys, self.mesh, out_shardings=self._of_keys)
+    keys = compilation.jit(
+      self._make_keys, self.mesh, out_shardings=self._of_keys
+    )
     return keys(self._runs)
 
   @functools.cached_property
@@ -134,7 +120,9 @@ class Program:
     """Returns what is carried into the first stage, and the frozen networks."""
     abstract = self._abstract_init()
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    init = _jit(self._traced_init, self.mesh, out_shardings=shardings)
+    init = compilation.jit(
+      self._traced_init, self.mesh, out_shardings=shardings
+    )
     state, frozen = init(self._keys)
     return {"state": state, "diverged": self.places.filled(-1)}, frozen
 
@@ -156,7 +144,9 @@ class Program:
     """
     function, state = self._enter(number), carry["state"]
     abstract = jax.eval_shape(function, self._keys, state)
-    enter = _jit(function, self.mesh, out_shardings=self._shardings(abstract))
+    enter = compilation.jit(
+      function, self.mesh, out_shardings=self._shardings(abstract)
+    )
     state, best = enter(self._keys, state)
     metrics = self._metrics_of(number, state, frozen)
     filled = self.places.filled
@@ -187,7 +177,7 @@ class Program:
       },
       "best": {"state": best, "accuracy": real, "step": integer},
     }
-    return _with_shardings(tree, self._shardings(tree))
+    return compilation.with_shardings(tree, self._shardings(tree))
 
   def refill(self, arrays: dict[str, Arrays], count: int) -> dict[str, Arrays]:
     """Gives what a program with ``count`` places saved those of this one."""
@@ -199,7 +189,7 @@ class Program:
       return jax.tree.map(lambda x: x[index], arrays)
 
     shardings = self._shardings(jax.eval_shape(refill, arrays))
-    return _jit(refill, self.mesh, out_shardings=shardings)(arrays)
+    return compilation.jit(refill, self.mesh, out_shardings=shardings)(arrays)
 
   def step(self, number: int, frozen: Any) -> Callable[..., Arrays]:
     """Returns ``(carry, steps, step) -> carry`` for stage ``number``.
@@ -238,8 +228,8 @@ class Program:
       self.abstract(number)["carry"],
       self._abstract_init()[1],
       self._abstract_keys,
-      _with_sharding(stored, everywhere),
-      _with_sharding(drawn, over_batch),
+      compilation.with_sharding(stored, everywhere),
+      compilation.with_sharding(drawn, over_batch),
       *[jax.ShapeDtypeStruct((), np.int32)] * 2,
     )
 
@@ -312,7 +302,7 @@ class Program:
 
     arguments = self._runs[:1], {**self._host, "images": None}, drawn
     placed = jax.device_put(arguments, self.mesh.local_devices[0])
-    return jax.device_get(_jit(augmented, self.mesh)(*placed))
+    return jax.device_get(compilation.jit(augmented, self.mesh)(*placed))
 
   def reset_metrics(self, carry: Arrays) -> Arrays:
     """Returns ``carry`` with the sums of the metrics set to zero."""
@@ -374,7 +364,7 @@ class Program:
 
   @property
   def _abstract_keys(self) -> jax.ShapeDtypeStruct:
-    return _with_sharding(
+    return compilation.with_sharding(
       jax.eval_shape(self._make_keys, self._runs), self._of_keys
     )
 
@@ -384,13 +374,13 @@ class Program:
     per_run = self.method.frozen_per_run
     if "frozen" in self._split:
       shardings = mesh_lib.split(self.mesh, frozen, runs=per_run)
-      frozen = _with_shardings(frozen, shardings)
+      frozen = compilation.with_shardings(frozen, shardings)
     else:
-      frozen = _with_sharding(
+      frozen = compilation.with_sharding(
         frozen,
         self.places.sharding if per_run else mesh_lib.replicated(self.mesh),
       )
-    return _with_shardings(state, self._shardings(state)), frozen
+    return compilation.with_shardings(state, self._shardings(state)), frozen
 
   def _shardings(self, tree: Any) -> Any:
     """Shardings of arrays with a leading axis of places."""
@@ -405,8 +395,8 @@ class Program:
     return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, TrainState))
 
   @functools.cached_property
-  def _traced_init(self) -> "_Once":
-    return _Once(self._init, self._abstract_keys)
+  def _traced_init(self) -> compilation.Once:
+    return compilation.Once(self._init, self._abstract_keys)
 
   def _init(self, keys: jax.Array) -> tuple[Any, Any]:
     image = jnp.zeros((1, *self._image_shape))
@@ -468,7 +458,7 @@ class Program:
 
       return jax.lax.fori_loop(0, count, body, carry)
 
-    return _jit(
+    return compilation.jit(
       run_steps, self.mesh, donate_argnames="carry", out_shardings=shardings
     )
 
@@ -483,11 +473,11 @@ class Program:
 
   def _traced_step_of_all(
     self, number: int, state: Any, frozen: Any
-  ) -> "_Once":
+  ) -> compilation.Once:
     """Traces a stage's step for such states, the first time."""
     if number not in self._traced_steps:
       stored = {**self._host, "images": self.images.abstract_stored}
-      self._traced_steps[number] = _Once(
+      self._traced_steps[number] = compilation.Once(
         self._step_of_all(number),
         *(state, frozen, self._abstract_keys, stored),
         *(self._abstract_drawn(number), np.int32(0)),
@@ -546,34 +536,6 @@ class Program:
     return predict(frozen, state)
 
 
-class _Once:
-  """A function that is traced once, and then evaluated from its jaxpr.
-
-  Networks of fifty layers and their gradients take ten seconds of Python; here
-  they are asked for what they return, and then become part of a program.
-
-  Args:
-    function: To trace.
-    *arguments: Arrays, or their shapes and types.
-
-  Attributes:
-    out: What it returns, as shapes and types.
-  """
-
-  def __init__(self, function: Callable, *arguments: Any):
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments
-    )
-    traced = jax.jit(function).trace(*abstract)
-    self.out = traced.out_info
-    self._flat = jax.extend.core.jaxpr_as_fun(traced.jaxpr)
-
-  def __call__(self, *arguments: Any) -> Any:
-    """Evaluates it for arrays of the shapes and types it was traced for."""
-    flat = self._flat(*jax.tree.leaves(arguments))
-    return jax.tree.unflatten(jax.tree.structure(self.out), flat)
-
-
 @jax.jit
 def _keep_best(best, state, accuracy, diverged, step):
   better = (accuracy > best["accuracy"]) & (diverged < 0)
@@ -599,18 +561,3 @@ def _draw(
   """What a step draws for every place; at the top level, to be pickled."""
   drawn = feed(number, streams, step)
   return {name: runs_lib.fill(index, places) for name, index in drawn.items()}
-
-
-def _with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-  return _with_shardings(tree, jax.tree.map(lambda _: sharding, tree))
-
-
-def _with_shardings(tree: Any, shardings: Any) -> Any:
-  """Returns abstract arrays with these shardings."""
-  return jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding
-    ),
-    tree,
-    shardings,
-  )

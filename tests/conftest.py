@@ -40,3 +40,10 @@ def cache(tmp_path_factory):
 def in_empty_folder(tmp_path, monkeypatch):
   """Tests run in a folder of their own, where commands may leave runs/."""
   monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def optimized(monkeypatch):
+  """Trainings of many steps compile as users' do, in a quarter of the time."""
+  # A level that is not named is `synguide_jax.compilation`'s to choose.
+  monkeypatch.setenv("XLA_FLAGS", "")

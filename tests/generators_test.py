@@ -141,6 +141,7 @@ def test_a_wrong_config_is_reported(overrides, message):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_the_digits_are_digits_and_no_copies():
   file = "configs/generators/digits.py"
   folder = generators.make_set(file, config.load(file), _train)

@@ -1,6 +1,5 @@
 """Layers that compute fast on every platform, with one code path in models."""
 
-from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from synguide_jax.errors import UserError
 
 # Zeros (before, after) in rows and columns.
-Padding = Sequence[tuple[int, int]]
+Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # He et al., 2015, as torchvision's ResNets use it: variance 2 / fan_out.
 kaiming_normal_fan_out = nn.initializers.variance_scaling(
@@ -19,6 +18,11 @@ kaiming_normal_fan_out = nn.initializers.variance_scaling(
 )
 
 
+# Layers of one shape are traced once, for both batches and M_p; inlined, since
+# the compiler is to see a step as a whole.
+@functools.partial(
+  jax.jit, static_argnames=("strides", "padding", "groups"), inline=True
+)
 def conv2d(
   images: jax.Array,
   kernel: jax.Array,
@@ -176,7 +180,7 @@ def _max_pool_by_axis(x, window, strides, padding):
 
 def same_padding(
   size: tuple[int, int], kernel_size: int, stride: int
-) -> tuple[tuple[int, int], ...]:
+) -> Padding:
   """TensorFlow's "SAME" padding: ceil(size / stride) outputs, extra at the end.
 
   Args:
@@ -190,7 +194,8 @@ def same_padding(
   total = [
     max((-(-s // stride) - 1) * stride + kernel_size - s, 0) for s in size
   ]
-  return tuple((t // 2, t - t // 2) for t in total)
+  rows, columns = ((t // 2, t - t // 2) for t in total)
+  return rows, columns
 
 
 class Conv(nn.Module):

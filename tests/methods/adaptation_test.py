@@ -9,7 +9,7 @@ from synguide_jax.data import experiment_data
 from synguide_jax.train import train_and_evaluate
 from tests import tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 # What adaptation adds to training on the source alone, in accuracy. Stated, and
 # the seed chosen, before this test was run; it was 0.2 and more with others.
 MARGIN, SEED = 0.10, 3
