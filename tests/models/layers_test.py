@@ -79,6 +79,28 @@ def fixture_convolution(request):
   )
 
 
+def test_convolutions_of_a_shape_are_traced_once(monkeypatch):
+  traced, original = [], jax.lax.conv_general_dilated
+
+  def watched(*args, **options):
+    traced.append(args[1].shape)
+    return original(*args, **options)
+
+  monkeypatch.setattr(jax.lax, "conv_general_dilated", watched)
+
+  def loss(kernels, images):
+    for kernel in kernels:
+      images = jnp.sin(layers.conv2d(images, kernel, padding=halves(3)))
+    return images.sum()
+
+  # A shape of no other test, whose traces would be found.
+  images, *kernels = draw((2, 13, 12, 3), *[(3, 3, 3, 3)] * 3)
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(kernels, images)
+  assert traced == [(3, 3, 3, 3)]
+  # The compiler sees them all, as part of the whole.
+  assert "conv2d" not in str(jaxpr)
+
+
 def test_convolution_equals_lax(convolution):
   *functions, (images, kernel) = convolution
 
