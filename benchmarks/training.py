@@ -63,6 +63,7 @@ class RandomPixels:
 
   def __init__(self, *shape: int):
     self.shape, self.nbytes = shape, int(np.prod(shape))
+    self.fingerprint = "random-" + "x".join(map(str, shape))
 
   def __len__(self) -> int:
     return self.shape[0]

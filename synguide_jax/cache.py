@@ -34,17 +34,24 @@ def write_whole(path: Any, content: bytes) -> None:
     path: A local path, or one of epath's.
     content: What to write.
   """
-  # Named, so that what a killed process leaves can be told; see `leftovers`.
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+  unfinished = partial(path)
   try:
-    partial.write_bytes(content)
-    partial.replace(path)
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
   finally:
-    partial.unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
+
+
+def partial(path: Any) -> Any:
+  """Returns where to write what is to be renamed to ``path`` when it is whole.
+
+  What a killed process leaves there can be told by :func:`leftovers`.
+  """
+  return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def leftovers(folder: Any) -> list[Any]:
-  """Returns what killed calls of `write_whole` left in a folder."""
+  """Returns what killed processes left unfinished in a folder."""
   return list(folder.glob(".*.partial"))
 
 

@@ -1,9 +1,12 @@
 """The pixels of an experiment's images, by number; decoded when asked for."""
 
 from collections.abc import Callable, Sequence
+import hashlib
 
 import numpy as np
+import PIL
 
+from synguide_jax import cache
 from synguide_jax.data import decode
 from synguide_jax.data.records import Records
 
@@ -40,6 +43,21 @@ class Pixels:
   def nbytes(self) -> int:
     """Size of all images, decoded."""
     return int(np.prod(self.shape, dtype=np.int64))
+
+  @property
+  def fingerprint(self) -> str:
+    """Says what :meth:`read` returns, whatever files it comes from."""
+    digest = hashlib.sha256()
+    for records, rows in self._parts:
+      digest.update(records.index.hashes[rows].tobytes())
+    # A JPEG file is what its decoder makes of it.
+    return cache.fingerprint(
+      {
+        "hashes": digest.hexdigest(),
+        "shape": self.shape,
+        "decoder": PIL.__version__,
+      }
+    )
 
   def resized(self, size: int) -> "Pixels":
     """The same images, made with another height and width."""
