@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from synguide_jax import mesh as mesh_lib
-from synguide_jax.data import decoded
 from synguide_jax.data.pixels import Pixels
 from synguide_jax.errors import check_known, UserError
 
@@ -121,7 +120,7 @@ class Resident:
   @functools.cached_property
   def stored(self) -> jax.Array:
     everywhere = mesh_lib.replicated(self._mesh)
-    return mesh_lib.place(decoded.read(self._pixels), everywhere)
+    return mesh_lib.place(self._pixels.read_all(), everywhere)
 
   @property
   def abstract_stored(self) -> jax.ShapeDtypeStruct:

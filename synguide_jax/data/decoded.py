@@ -3,17 +3,17 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 import zipfile
 
 import filelock
 import numpy as np
 
 from synguide_jax import cache
-from synguide_jax.data.pixels import Pixels
 
 
 def read(
-  pixels: Pixels, *, least_bytes: int = 16 << 20, kept_bytes: int = 4 << 30
+  pixels: Any, *, least_bytes: int = 16 << 20, kept_bytes: int = 4 << 30
 ) -> np.ndarray:
   """Returns all images: those kept, or decoded and then kept.
 
@@ -21,7 +21,7 @@ def read(
   is lost with a file of it, and one that is damaged is written again.
 
   Args:
-    pixels: The images.
+    pixels: The images, a :class:`~synguide_jax.data.pixels.Pixels`.
     least_bytes: What is smaller is decoded in about a second, and not kept.
     kept_bytes: Of all files together; the longest unused go first.
 

@@ -7,7 +7,7 @@ import numpy as np
 import PIL
 
 from synguide_jax import cache
-from synguide_jax.data import decode
+from synguide_jax.data import decode, decoded
 from synguide_jax.data.records import Records
 
 _BLOCK = 512  # encoded images in memory at a time
@@ -83,14 +83,18 @@ class Pixels:
     flat, size, channels = indices.ravel(), self.shape[1], self.shape[3]
     found = empty((*indices.shape, *self.shape[1:]), np.uint8)
     images = np.asarray(found).reshape(len(flat), *self.shape[1:])
-    decoded = decode.in_threads(
+    arrays = decode.in_threads(
       lambda encoded: decode.decode(encoded, size, channels),
       self._encoded(flat),
       threads,
     )
-    for image, pixels in zip(images, decoded, strict=True):
+    for image, pixels in zip(images, arrays, strict=True):
       image[:] = pixels
     return found
+
+  def read_all(self) -> np.ndarray:
+    """Returns all images, which are kept decoded; see :func:`decoded.read`."""
+    return decoded.read(self)
 
   def _encoded(self, indices: np.ndarray):
     part_of = np.searchsorted(self._starts, indices, side="right") - 1
