@@ -34,7 +34,7 @@ def write_whole(path: Any, content: bytes) -> None:
     path: A local path, or one of epath's.
     content: What to write.
   """
-  unfinished = partial(path)
+  unfinished = unfinished_path(path)
   try:
     unfinished.write_bytes(content)
     unfinished.replace(path)
@@ -42,7 +42,7 @@ def write_whole(path: Any, content: bytes) -> None:
     unfinished.unlink(missing_ok=True)
 
 
-def partial(path: Any) -> Any:
+def unfinished_path(path: Any) -> Any:
   """Returns where to write what is to be renamed to ``path`` when it is whole.
 
   What a killed process leaves there can be told by :func:`leftovers`.

@@ -1,79 +1,103 @@
 """Decoded images, kept so that the next start need not decode them again."""
 
+from collections.abc import Callable
 import contextlib
+import math
 import os
 from pathlib import Path
-from typing import Any
-import zipfile
+import shutil
+import zlib
 
 import filelock
 import numpy as np
 
 from synguide_jax import cache
 
+_CHECKSUM = 4  # bytes, behind the pixels
+
 
 def read(
-  pixels: Any, *, least_bytes: int = 16 << 20, kept_bytes: int = 4 << 30
+  name: str,
+  shape: tuple[int, ...],
+  decode: Callable[[], np.ndarray],
+  *,
+  least_bytes: int = 16 << 20,
+  kept_bytes: int = 4 << 30,
 ) -> np.ndarray:
-  """Returns all images: those kept, or decoded and then kept.
+  """Returns images that were kept, or else decodes and keeps them.
 
-  They are kept in ``<cache>/decoded``, named after what the pixels are. Nothing
-  is lost with a file of it, and one that is damaged is written again.
+  They are kept in ``<cache>/decoded``. Nothing is lost with a file of it, and
+  one that is damaged is written again.
 
   Args:
-    pixels: The images, a :class:`~synguide_jax.data.pixels.Pixels`.
-    least_bytes: What is smaller is decoded in about a second, and not kept.
-    kept_bytes: Of all files together; the longest unused go first.
+    name: Of the images; others have another.
+    shape: Theirs.
+    decode: Returns them, uint8 of that shape.
+    least_bytes: Smaller images are not kept.
+    kept_bytes: Of all files together; the longest unused go first. Nor are
+      larger images kept.
 
   Returns:
-    uint8, of the shape of ``pixels``.
+    What ``decode`` returned.
   """
-  if not least_bytes <= pixels.nbytes <= kept_bytes:
-    return pixels.read()
-  file = cache.cache_dir() / "decoded" / f"{pixels.fingerprint}.npz"
-  kept = _load(file)
+  size = math.prod(shape) + _CHECKSUM
+  if not least_bytes <= size <= kept_bytes:
+    return decode()
+  file = cache.cache_dir() / "decoded" / f"{name}.pixels"
+  kept = _load(file, size)
   if kept is not None:
-    return kept
-  images = pixels.read()
-  # It is only a cache: the disk may be full, the folder read-only, or another
-  # process at it, which is a TimeoutError.
-  with contextlib.suppress(OSError):
-    _keep(file, images, kept_bytes)
+    return kept.reshape(shape)
+  images = decode()
+  # It is only a cache: the folder may be read-only, the file system without
+  # locks, or another process at it, which is a TimeoutError.
+  with contextlib.suppress(OSError, NotImplementedError):
+    _keep(file, images, kept_bytes - size)
   return images
 
 
-def _load(file: Path) -> np.ndarray | None:
+def _load(file: Path, size: int) -> np.ndarray | None:
   try:
-    # np.load would leave a damaged file open. Checksums are zipfile's.
-    with file.open("rb") as stream:
-      with np.load(stream, allow_pickle=False) as arrays:
-        images = arrays["images"]
-  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    content = np.fromfile(file, np.uint8)
+  except OSError:
     return None
+  pixels, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:].tobytes()
   with contextlib.suppress(OSError):
+    if len(content) != size or checksum != _checksum(pixels):
+      file.unlink()
+      return None
     os.utime(file)  # the time of its use
-  return images
+  return pixels
 
 
-def _keep(file: Path, images: np.ndarray, kept_bytes: int) -> None:
+def _checksum(pixels: np.ndarray) -> bytes:
+  return zlib.crc32(pixels).to_bytes(_CHECKSUM, "little")
+
+
+def _keep(file: Path, images: np.ndarray, others_bytes: int) -> None:
   folder = file.parent
   folder.mkdir(parents=True, exist_ok=True)
   with filelock.FileLock(folder / ".lock").acquire(timeout=0):
+    if file.exists():  # another process was faster
+      return
     # Of killed processes: with the lock, nobody else is writing.
     for leftover in cache.leftovers(folder):
       leftover.unlink()
-    partial = cache.partial(file)
+    for other in sorted(folder.glob("*.pixels"), key=_last_use, reverse=True):
+      others_bytes -= other.stat().st_size
+      if others_bytes < 0:
+        other.unlink()
+    # Room for those who have nothing but this disk.
+    if shutil.disk_usage(folder).free < 2 * images.nbytes:
+      return
+    unfinished = cache.unfinished_path(file)
+    images = np.ascontiguousarray(images)
     try:
-      with partial.open("wb") as stream:
-        np.savez(stream, images=images)
-      partial.replace(file)
+      with unfinished.open("wb") as stream:
+        images.tofile(stream)
+        stream.write(_checksum(images))
+      unfinished.replace(file)
     finally:
-      partial.unlink(missing_ok=True)
-    total = 0
-    for one in sorted(folder.glob("*.npz"), key=_last_use, reverse=True):
-      total += one.stat().st_size
-      if total > kept_bytes:
-        one.unlink()
+      unfinished.unlink(missing_ok=True)
 
 
 def _last_use(file: Path) -> float:

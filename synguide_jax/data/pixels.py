@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 import hashlib
 
 import numpy as np
-import PIL
 
 from synguide_jax import cache
 from synguide_jax.data import decode, decoded
@@ -50,12 +49,11 @@ class Pixels:
     digest = hashlib.sha256()
     for records, rows in self._parts:
       digest.update(records.index.hashes[rows].tobytes())
-    # A JPEG file is what its decoder makes of it.
     return cache.fingerprint(
       {
         "hashes": digest.hexdigest(),
         "shape": self.shape,
-        "decoder": PIL.__version__,
+        "decoder": decode.version(),
       }
     )
 
@@ -94,7 +92,7 @@ class Pixels:
 
   def read_all(self) -> np.ndarray:
     """Returns all images, which are kept decoded; see :func:`decoded.read`."""
-    return decoded.read(self)
+    return decoded.read(self.fingerprint, self.shape, self.read)
 
   def _encoded(self, indices: np.ndarray):
     part_of = np.searchsorted(self._starts, indices, side="right") - 1

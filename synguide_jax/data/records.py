@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import os
 from pathlib import Path
 from typing import Any
 import zipfile
@@ -65,9 +64,10 @@ class Index:
   def save(self, file: Path) -> None:
     """Writes an .npz file, all of it or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{os.getpid()}.{file.name}")
-    np.savez_compressed(partial, **vars(self))
-    partial.replace(file)
+    unfinished = cache.unfinished_path(file)
+    with unfinished.open("wb") as stream:
+      np.savez_compressed(stream, **vars(self))
+    unfinished.replace(file)
 
   @classmethod
   def load(cls, file: Path) -> "Index":

@@ -18,8 +18,8 @@ kaiming_normal_fan_out = nn.initializers.variance_scaling(
 )
 
 
-# Layers of one shape are traced once, for both batches and M_p; inlined, since
-# the compiler is to see a step as a whole.
+# Layers of one shape are traced once; inlined, since the compiler is to see a
+# network as a whole.
 @functools.partial(
   jax.jit, static_argnames=("strides", "padding", "groups"), inline=True
 )

@@ -2,11 +2,15 @@
 
 import os
 
+import filelock
+import jax
 import numpy as np
 import pytest
 
-from synguide_jax.data import decoded, prepared, records
+from synguide_jax import mesh
+from synguide_jax.data import decode, decoded, prepared, records
 from synguide_jax.data.pixels import Pixels
+from synguide_jax.images import Resident
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 9, 9, 3), np.uint8)
 
@@ -18,7 +22,92 @@ def folder(tmp_path, monkeypatch):
   return tmp_path / "decoded"
 
 
-def pixels_of(rows, size=9, name="synguide_decoded"):
+class Decoded(AssertionError):
+  """Something was."""
+
+
+def refuse(*args, **options):
+  raise Decoded
+
+
+def read(name="a", function=IMAGES.copy, **options):
+  options = {"least_bytes": 0, **options}
+  return decoded.read(name, IMAGES.shape, function, **options)
+
+
+def test_the_second_time_nothing_is_decoded(folder):
+  np.testing.assert_array_equal(read(), IMAGES)
+  (file,) = folder.glob("*.pixels")
+  os.utime(file, (0, 0))
+  np.testing.assert_array_equal(read(function=refuse), IMAGES)
+  assert file.stat().st_mtime > 0
+  with pytest.raises(Decoded):
+    read("b", refuse)
+
+
+def test_what_is_small_or_large_is_not_kept(folder):
+  size = IMAGES.nbytes + 4  # the checksum
+  for limit in ({"least_bytes": size + 1}, {"kept_bytes": size - 1}):
+    np.testing.assert_array_equal(read(**limit), IMAGES)
+    assert not folder.exists()
+  read(least_bytes=size, kept_bytes=size)
+  np.testing.assert_array_equal(read(function=refuse), IMAGES)
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "longer", "a", "b", "c"])
+def test_damaged_it_is_decoded_again(folder, damage):
+  read()
+  (file,) = folder.glob("*.pixels")
+  content = bytearray(file.read_bytes())
+  # One bit of the first, a middle and the last byte.
+  if damage in "abc":
+    content[{"a": 0, "b": 700, "c": -1}[damage]] ^= 1
+  changed = {"cut": content[:-5], "emptied": b"", "longer": content + b"."}
+  file.write_bytes(changed.get(damage, content))
+  with pytest.raises(Decoded):
+    read(function=refuse)
+  np.testing.assert_array_equal(read(), IMAGES)
+  np.testing.assert_array_equal(read(function=refuse), IMAGES)
+
+
+def test_the_longest_unused_go_first(folder):
+  for name in "abc":
+    read(name)
+  for file in folder.glob("*.pixels"):
+    os.utime(file, (0, 0))
+  read("a")
+  read("d", kept_bytes=2 * file.stat().st_size)
+  assert sorted(file.stem for file in folder.glob("*.pixels")) == ["a", "d"]
+
+
+@pytest.mark.parametrize("obstacle", ["no folder", "busy", "full"])
+def test_where_nothing_can_be_written_it_is_decoded(
+  folder, obstacle, monkeypatch
+):
+  folder.mkdir()
+  lock = filelock.FileLock(folder / ".lock")
+  if obstacle == "no folder":
+    folder.rmdir()
+    folder.write_text("a file in its place")
+  elif obstacle == "busy":
+    lock.acquire()
+  else:
+    usage = decoded.shutil.disk_usage(folder)._replace(free=IMAGES.nbytes)
+    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: usage)
+  np.testing.assert_array_equal(read(), IMAGES)
+  assert not list(folder.glob("*.pixels"))
+  lock.release()
+
+
+def test_what_a_killed_process_left_goes(folder):
+  folder.mkdir()
+  (folder / ".a.pixels.12.partial").write_bytes(b"half")
+  read()
+  assert [file.name for file in folder.glob("*a.pixels*")] == ["a.pixels"]
+
+
+def pixels_of(rows, size=1024, channels=3, name="synguide_decoded"):
+  """Six images of this size are large enough to be kept."""
   folder = prepared.prepare(
     name,
     "0123456789ab",
@@ -27,94 +116,33 @@ def pixels_of(rows, size=9, name="synguide_decoded"):
     provenance={},
   )
   found = records.of_prepared(folder)["train"]
-  return Pixels([(found, np.asarray(rows))], size, 3)
+  # In two parts, since what part an image is of makes no difference.
+  rows = np.asarray(rows)
+  return Pixels([(found, rows[:2]), (found, rows[2:])], size, channels)
 
 
-class Decoded(AssertionError):
-  """Something was."""
-
-
-@pytest.fixture
-def refuse(monkeypatch):
-  """Lets nothing be decoded, once called."""
-
-  def read(self):
-    raise Decoded
-
-  return lambda: monkeypatch.setattr(Pixels, "read", read)
-
-
-def read(pixels, **options):
-  return decoded.read(pixels, **{"least_bytes": 0, **options})
-
-
-def test_the_second_time_nothing_is_decoded(folder, refuse):
-  np.testing.assert_array_equal(read(pixels_of([5, 0, 3])), IMAGES[[5, 0, 3]])
-  (file,) = folder.glob("*.npz")
-  refuse()
-  os.utime(file, (0, 0))
+def test_resident_images_are_kept(monkeypatch):
+  devices = mesh.create(1, jax.devices()[:1])
+  rows = [5, 0, 3, 1, 2, 4]
+  expected = pixels_of(rows).read()
+  first = Resident(pixels_of(rows), devices).stored
+  np.testing.assert_array_equal(first, expected)
+  monkeypatch.setattr(Pixels, "read", refuse)
   # The same images of another set are the same.
-  again = read(pixels_of([5, 0, 3], name="synguide_copy"))
-  np.testing.assert_array_equal(again, IMAGES[[5, 0, 3]])
-  assert file.stat().st_mtime > 0
-  for other in (pixels_of([0, 5, 3]), pixels_of([5, 0, 3], size=8)):
-    with pytest.raises(Decoded):
-      read(other)
+  again = Resident(pixels_of(rows, name="synguide_copy"), devices).stored
+  np.testing.assert_array_equal(again, expected)
 
 
-def test_what_is_small_or_large_is_not_kept(folder):
-  pixels = pixels_of(range(6))
-  np.testing.assert_array_equal(read(pixels, least_bytes=6 * 243 + 1), IMAGES)
-  np.testing.assert_array_equal(read(pixels, kept_bytes=6 * 243 - 1), IMAGES)
-  assert not folder.exists()
-
-
-@pytest.mark.parametrize("damage", ["cut", "emptied", "changed", "of another"])
-def test_damaged_it_is_decoded_again(folder, refuse, damage):
-  read(pixels_of(range(6)))
-  (file,) = folder.glob("*.npz")
-  content = file.read_bytes()
-  if damage == "of another":
-    np.savez(file, labels=np.arange(3))
-  else:
-    middle = len(content) // 2
-    other = bytes([content[middle] ^ 1])
-    file.write_bytes(
-      {
-        "cut": content[:middle],
-        "emptied": b"",
-        "changed": content[:middle] + other + content[middle + 1 :],
-      }[damage]
-    )
-  np.testing.assert_array_equal(read(pixels_of(range(6))), IMAGES)
-  refuse()
-  np.testing.assert_array_equal(read(pixels_of(range(6))), IMAGES)
-
-
-def test_the_longest_unused_go_first(folder, refuse):
-  for rows in ([0], [1], [2]):
-    read(pixels_of(rows))
-  for file in folder.glob("*.npz"):
-    os.utime(file, (0, 0))
-  size = file.stat().st_size
-  read(pixels_of([0]))
-  read(pixels_of([3]), kept_bytes=2 * size)
-  refuse()
-  for rows in ([0], [3]):
-    np.testing.assert_array_equal(read(pixels_of(rows)), IMAGES[rows])
-  for rows in ([1], [2]):
-    with pytest.raises(Decoded):
-      read(pixels_of(rows))
-
-
-def test_where_nothing_can_be_written_it_is_decoded(folder):
-  folder.write_text("a file in the place of the folder")
-  np.testing.assert_array_equal(read(pixels_of(range(6))), IMAGES)
-
-
-def test_what_a_killed_process_left_goes(folder):
-  folder.mkdir()
-  (folder / ".0123456789ab.npz.12.partial").write_bytes(b"half")
-  read(pixels_of(range(6)))
-  assert len(list(folder.glob("*.npz"))) == 1
-  assert not list(folder.glob(".*.partial"))
+def test_fingerprints_tell_what_is_read_apart(monkeypatch):
+  rows = [5, 0, 3]
+  other = [
+    pixels_of([0, 5, 3]),
+    pixels_of([5, 0]),
+    pixels_of(rows, size=9),
+    pixels_of(rows, channels=1),
+  ]
+  found = {pixels.fingerprint for pixels in (pixels_of(rows), *other)}
+  assert len(found) == 5
+  assert pixels_of(rows, name="synguide_copy").fingerprint in found
+  monkeypatch.setattr(decode, "version", lambda: ("another",))
+  assert pixels_of(rows).fingerprint not in found
