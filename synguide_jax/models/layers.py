@@ -18,8 +18,7 @@ kaiming_normal_fan_out = nn.initializers.variance_scaling(
 )
 
 
-# Layers of one shape are traced once; inlined, since the compiler is to see a
-# network as a whole.
+# Layers of one shape are traced once; what JAX does not inline, XLA does.
 @functools.partial(
   jax.jit, static_argnames=("strides", "padding", "groups"), inline=True
 )
