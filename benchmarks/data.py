@@ -15,6 +15,7 @@ Candidates take turns. Images are random, with the spectrum of photographs.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+import dataclasses
 import io
 import itertools
 import os
@@ -166,12 +167,16 @@ def resident(folder: Path) -> Table:
   )
 
 
+@dataclasses.dataclass(frozen=True)
 class _Draw:
-  """Shuffled passes over all images, as a Feed draws them."""
+  """Shuffled passes over so many images, as a Feed draws them."""
+
+  # Not of a flag, which processes that decode do not know.
+  count: int
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
-    per_pass = _PHOTOS.value // STREAM_BATCH
-    order = np.random.default_rng(step // per_pass).permutation(_PHOTOS.value)
+    per_pass = self.count // STREAM_BATCH
+    order = np.random.default_rng(step // per_pass).permutation(self.count)
     start = step % per_pass * STREAM_BATCH
     return {"real": order[None, start : start + STREAM_BATCH]}
 
@@ -179,7 +184,7 @@ class _Draw:
 def streamed(pixels: Pixels, workers: int) -> tuple[float, float]:
   """Returns images/s, and images per CPU second, of the stream."""
   stream = images.Streamed(pixels, mesh.create(1), workers)
-  batches = stream.batches(_Draw(), 0, 1_000_000)
+  batches = stream.batches(_Draw(len(pixels)), 0, 1_000_000)
   for steps in itertools.islice(batches, WARM_UP):
     jax.block_until_ready(steps.drawn)
   start, cpu = time.perf_counter(), cpu_seconds()
