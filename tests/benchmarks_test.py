@@ -175,7 +175,7 @@ SUITES = {
   ],
   "data": [
     *("--data_network=small_cnn", "--data_batch=8", "--resident=16"),
-    *("--photos=64", "--stream_steps=2", "--workers=0", "--memory_steps=2,4"),
+    *("--photos=64", "--stream_steps=2", "--workers=0,1", "--memory_steps=2,4"),
   ],
   "analysis": ["--files=8", "--read=8", "--batch_size=8"],
   "memory": [
