@@ -182,7 +182,8 @@ def test_every_smoke_config_trains(files):
     for number, file in enumerate(files)
   ]
   if files == _STORED_AT_256:
-    # All have the first one's ResNet-50, which takes a minute to compile.
+    # The first trains its ResNet-50, which takes a minute to compile; all have
+    # the same.
     for command in commands[1:]:
       command.append("--config.model.name=resnet18")
   done = _run_commands(

@@ -44,10 +44,11 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def optimized(monkeypatch):
-  """Lets `synguide_jax.compilation` choose the level, for long trainings.
+  """Lets `synguide_jax.compilation.jit` choose the level, for long trainings.
 
-  They take a third of the time then. XLA has read the other flags before.
+  They take a third of the time then.
   """
+  # XLA reads its flags at the first use of a device; the others are to stay.
   jax.devices()
   flags = os.environ["XLA_FLAGS"].split()
   kept = [flag for flag in flags if "optimization_level" not in flag]

@@ -135,7 +135,7 @@ def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
 
 
 def version() -> tuple[str, ...]:
-  """Says by what images are decoded: JPEG files differ in their last bits."""
+  """Says by what :func:`decode` decodes, resizes and converts images."""
   libraries = map(features.version, ("pil", "jpg", "libjpeg_turbo"))
   return (str(_VERSION), *map(str, libraries))
 

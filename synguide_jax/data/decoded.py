@@ -26,8 +26,8 @@ def read(
 ) -> np.ndarray:
   """Returns images that were kept, or else decodes and keeps them.
 
-  They are kept in ``<cache>/decoded``. Nothing is lost with a file of it, and
-  one that is damaged is written again.
+  They are kept in ``<cache>/decoded``. Nothing is lost with a file of it; one
+  that is damaged is removed, and written again.
 
   Args:
     name: Of the images; others have another.
@@ -57,16 +57,20 @@ def read(
 
 def _load(file: Path, size: int) -> np.ndarray | None:
   try:
-    content = np.fromfile(file, np.uint8)
+    with file.open("rb") as stream:
+      # One byte more, so that a longer file is none of these.
+      content = np.empty(size + 1, np.uint8)
+      whole = stream.readinto(content) == size
   except OSError:
     return None
-  pixels, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:].tobytes()
+  pixels, checksum = np.split(content[:size], [size - _CHECKSUM])
+  whole = whole and checksum.tobytes() == _checksum(pixels)
   with contextlib.suppress(OSError):
-    if len(content) != size or checksum != _checksum(pixels):
+    if whole:
+      os.utime(file)  # the time of its use
+    else:
       file.unlink()
-      return None
-    os.utime(file)  # the time of its use
-  return pixels
+  return pixels if whole else None
 
 
 def _checksum(pixels: np.ndarray) -> bytes:
@@ -82,13 +86,18 @@ def _keep(file: Path, images: np.ndarray, others_bytes: int) -> None:
     # Of killed processes: with the lock, nobody else is writing.
     for leftover in cache.leftovers(folder):
       leftover.unlink()
+    room, unused = shutil.disk_usage(folder).free, []
     for other in sorted(folder.glob("*.pixels"), key=_last_use, reverse=True):
-      others_bytes -= other.stat().st_size
+      size = other.stat().st_size
+      others_bytes -= size
       if others_bytes < 0:
-        other.unlink()
-    # Room for those who have nothing but this disk.
-    if shutil.disk_usage(folder).free < 2 * images.nbytes:
+        room += size
+        unused.append(other)
+    # As much is to stay free as is taken.
+    if room < 2 * images.nbytes:
       return
+    for other in unused:
+      other.unlink()
     unfinished = cache.unfinished_path(file)
     images = np.ascontiguousarray(images)
     try:

@@ -65,9 +65,12 @@ class Index:
     """Writes an .npz file, all of it or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = cache.unfinished_path(file)
-    with unfinished.open("wb") as stream:
-      np.savez_compressed(stream, **vars(self))
-    unfinished.replace(file)
+    try:
+      with unfinished.open("wb") as stream:
+        np.savez_compressed(stream, **vars(self))
+      unfinished.replace(file)
+    finally:
+      unfinished.unlink(missing_ok=True)
 
   @classmethod
   def load(cls, file: Path) -> "Index":

@@ -1,6 +1,7 @@
 """Images that were decoded before are not decoded again."""
 
 import os
+from pathlib import Path
 
 import filelock
 import jax
@@ -54,8 +55,29 @@ def test_what_is_small_or_large_is_not_kept(folder):
   np.testing.assert_array_equal(read(function=refuse), IMAGES)
 
 
+@pytest.fixture
+def read_only(monkeypatch):
+  """Files cannot be removed nor touched, once called."""
+
+  def fail(*args, **options):
+    raise PermissionError
+
+  def make():
+    monkeypatch.setattr(os, "utime", fail)
+    monkeypatch.setattr(Path, "unlink", fail)
+
+  return make
+
+
+def test_a_read_only_folder_is_read(read_only):
+  read()
+  read_only()
+  np.testing.assert_array_equal(read(function=refuse), IMAGES)
+
+
+@pytest.mark.parametrize("removable", [True, False])
 @pytest.mark.parametrize("damage", ["cut", "emptied", "longer", "a", "b", "c"])
-def test_damaged_it_is_decoded_again(folder, damage):
+def test_damaged_it_is_decoded_again(folder, damage, removable, read_only):
   read()
   (file,) = folder.glob("*.pixels")
   content = bytearray(file.read_bytes())
@@ -64,10 +86,13 @@ def test_damaged_it_is_decoded_again(folder, damage):
     content[{"a": 0, "b": 700, "c": -1}[damage]] ^= 1
   changed = {"cut": content[:-5], "emptied": b"", "longer": content + b"."}
   file.write_bytes(changed.get(damage, content))
+  if not removable:
+    read_only()
   with pytest.raises(Decoded):
     read(function=refuse)
   np.testing.assert_array_equal(read(), IMAGES)
-  np.testing.assert_array_equal(read(function=refuse), IMAGES)
+  if removable:
+    np.testing.assert_array_equal(read(function=refuse), IMAGES)
 
 
 def test_the_longest_unused_go_first(folder):
@@ -95,8 +120,8 @@ def test_where_nothing_can_be_written_it_is_decoded(
     usage = decoded.shutil.disk_usage(folder)._replace(free=IMAGES.nbytes)
     monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: usage)
   np.testing.assert_array_equal(read(), IMAGES)
-  assert not list(folder.glob("*.pixels"))
   lock.release()
+  assert not list(folder.glob("*.pixels"))
 
 
 def test_what_a_killed_process_left_goes(folder):
