@@ -180,6 +180,8 @@ class _Numbers:
     chosen = everything if indices is None else everything[indices]
     return chosen[..., None, None, None]
 
+  read_all = read
+
 
 @pytest.mark.parametrize("where", [images.Resident, images.Streamed])
 @pytest.mark.parametrize("devices", [1, 8])
