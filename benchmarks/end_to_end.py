@@ -3,7 +3,8 @@
 Starts `python -m synguide_jax.main` in a fresh process, with an empty folder
 of compiled programs, and in another workdir once more with what the first
 start left in it. What the config's specs name is prepared, or made, before
-that, and files have been read once. `--trainings`:
+that, and files have been read once; images that any start before has decoded
+and kept (`synguide_jax.data.decoded`) are found so. `--trainings`:
 
 digits: --digits_config, as it is.
 cifar: CIFAR-10 as JPEG files, one pass over 45,000 of its images that stand in

@@ -46,7 +46,7 @@ def in_empty_folder(tmp_path, monkeypatch):
 def optimized(monkeypatch):
   """Lets `synguide_jax.compilation.jit` choose the level, for long trainings.
 
-  They take a third of the time then.
+  They take half of the time or less then.
   """
   # XLA reads its flags at the first use of a device; the others are to stay.
   jax.devices()

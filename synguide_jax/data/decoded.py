@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 import contextlib
+import errno
 import math
 import os
 from pathlib import Path
 import shutil
 import zlib
 
+from absl import logging
 import filelock
 import numpy as np
 
@@ -27,7 +29,8 @@ def read(
   """Returns images that were kept, or else decodes and keeps them.
 
   They are kept in ``<cache>/decoded``. Nothing is lost with a file of it; one
-  that is damaged is removed, and written again.
+  that is damaged is written again. Where none can be written, a warning says
+  why.
 
   Args:
     name: Of the images; others have another.
@@ -48,10 +51,18 @@ def read(
   if kept is not None:
     return kept.reshape(shape)
   images = decode()
-  # It is only a cache: the folder may be read-only, the file system without
-  # locks, or another process at it, which is a TimeoutError.
-  with contextlib.suppress(OSError, NotImplementedError):
+  try:
     _keep(file, images, kept_bytes - size)
+  except filelock.Timeout:
+    pass  # Another process is writing, most likely the same images.
+  # filelock's where a file system has no locks.
+  except (OSError, NotImplementedError) as error:
+    logging.warning(
+      "Every start decodes these images anew, since they cannot be kept in %s: "
+      "%s",
+      file.parent,
+      error,
+    )
   return images
 
 
@@ -65,12 +76,12 @@ def _load(file: Path, size: int) -> np.ndarray | None:
     return None
   pixels, checksum = np.split(content[:size], [size - _CHECKSUM])
   whole = whole and checksum.tobytes() == _checksum(pixels)
+  if not whole:
+    return None
+  # The time of its use; whoever may only read evicts nothing, either.
   with contextlib.suppress(OSError):
-    if whole:
-      os.utime(file)  # the time of its use
-    else:
-      file.unlink()
-  return pixels if whole else None
+    os.utime(file)
+  return pixels
 
 
 def _checksum(pixels: np.ndarray) -> bytes:
@@ -81,8 +92,8 @@ def _keep(file: Path, images: np.ndarray, others_bytes: int) -> None:
   folder = file.parent
   folder.mkdir(parents=True, exist_ok=True)
   with filelock.FileLock(folder / ".lock").acquire(timeout=0):
-    if file.exists():  # another process was faster
-      return
+    if _load(file, images.nbytes + _CHECKSUM) is not None:
+      return  # Another process was faster.
     # Of killed processes: with the lock, nobody else is writing.
     for leftover in cache.leftovers(folder):
       leftover.unlink()
@@ -95,11 +106,10 @@ def _keep(file: Path, images: np.ndarray, others_bytes: int) -> None:
         unused.append(other)
     # As much is to stay free as is taken.
     if room < 2 * images.nbytes:
-      return
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for other in unused:
       other.unlink()
     unfinished = cache.unfinished_path(file)
-    images = np.ascontiguousarray(images)
     try:
       with unfinished.open("wb") as stream:
         images.tofile(stream)

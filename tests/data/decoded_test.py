@@ -56,28 +56,41 @@ def test_what_is_small_or_large_is_not_kept(folder):
 
 
 @pytest.fixture
+def warned(monkeypatch):
+  """Warnings of the module."""
+  found = []
+  monkeypatch.setattr(
+    decoded.logging, "warning", lambda text, *args: found.append(text % args)
+  )
+  return found
+
+
+@pytest.fixture
 def read_only(monkeypatch):
-  """Files cannot be removed nor touched, once called."""
+  """Files cannot be touched nor replaced, once called."""
 
   def fail(*args, **options):
-    raise PermissionError
+    raise PermissionError("not yours")
 
   def make():
     monkeypatch.setattr(os, "utime", fail)
-    monkeypatch.setattr(Path, "unlink", fail)
+    monkeypatch.setattr(Path, "replace", fail)
 
   return make
 
 
-def test_a_read_only_folder_is_read(read_only):
+def test_a_read_only_folder_is_read(read_only, warned):
   read()
   read_only()
   np.testing.assert_array_equal(read(function=refuse), IMAGES)
+  assert not warned
 
 
-@pytest.mark.parametrize("removable", [True, False])
+@pytest.mark.parametrize("writable", [True, False])
 @pytest.mark.parametrize("damage", ["cut", "emptied", "longer", "a", "b", "c"])
-def test_damaged_it_is_decoded_again(folder, damage, removable, read_only):
+def test_damaged_it_is_decoded_again(
+  folder, damage, writable, read_only, warned
+):
   read()
   (file,) = folder.glob("*.pixels")
   content = bytearray(file.read_bytes())
@@ -86,13 +99,16 @@ def test_damaged_it_is_decoded_again(folder, damage, removable, read_only):
     content[{"a": 0, "b": 700, "c": -1}[damage]] ^= 1
   changed = {"cut": content[:-5], "emptied": b"", "longer": content + b"."}
   file.write_bytes(changed.get(damage, content))
-  if not removable:
+  if not writable:
     read_only()
   with pytest.raises(Decoded):
     read(function=refuse)
   np.testing.assert_array_equal(read(), IMAGES)
-  if removable:
+  if writable:
     np.testing.assert_array_equal(read(function=refuse), IMAGES)
+    assert not warned
+  else:
+    assert "not yours" in warned[0] and str(folder) in warned[0]
 
 
 def test_the_longest_unused_go_first(folder):
@@ -105,9 +121,17 @@ def test_the_longest_unused_go_first(folder):
   assert sorted(file.stem for file in folder.glob("*.pixels")) == ["a", "d"]
 
 
-@pytest.mark.parametrize("obstacle", ["no folder", "busy", "full"])
+@pytest.mark.parametrize(
+  "obstacle,said",
+  [
+    ("no folder", "File exists"),
+    ("no locks", "no locks"),
+    ("full", "No space left"),
+    ("busy", None),
+  ],
+)
 def test_where_nothing_can_be_written_it_is_decoded(
-  folder, obstacle, monkeypatch
+  folder, obstacle, said, monkeypatch, warned
 ):
   folder.mkdir()
   lock = filelock.FileLock(folder / ".lock")
@@ -116,12 +140,20 @@ def test_where_nothing_can_be_written_it_is_decoded(
     folder.write_text("a file in its place")
   elif obstacle == "busy":
     lock.acquire()
+  elif obstacle == "no locks":
+    # As filelock does where flock is not implemented.
+    def acquire(*args, **options):
+      raise NotImplementedError("no locks")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
   else:
     usage = decoded.shutil.disk_usage(folder)._replace(free=IMAGES.nbytes)
     monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: usage)
   np.testing.assert_array_equal(read(), IMAGES)
   lock.release()
   assert not list(folder.glob("*.pixels"))
+  # What another process keeps is no news.
+  assert len(warned) == bool(said) and (said or "") in "".join(warned)
 
 
 def test_what_a_killed_process_left_goes(folder):
