@@ -1,11 +1,12 @@
 """Where prepared data lives, and the names that keep it apart."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, IO
 
 from synguide_jax.errors import UserError
 
@@ -34,20 +35,28 @@ def write_whole(path: Any, content: bytes) -> None:
     path: A local path, or one of epath's.
     content: What to write.
   """
-  unfinished = unfinished_path(path)
-  try:
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
-  finally:
-    unfinished.unlink(missing_ok=True)
+  with whole_file(path) as stream:
+    stream.write(content)
 
 
-def unfinished_path(path: Any) -> Any:
-  """Returns where to write what is to be renamed to ``path`` when it is whole.
+@contextlib.contextmanager
+def whole_file(path: Any) -> Iterator[IO[bytes]]:
+  """Opens a file that has its name only once all of it is written.
 
-  What a killed process leaves there can be told by :func:`leftovers`.
+  Args:
+    path: A local path, or one of epath's.
+
+  Yields:
+    What to write to.
   """
-  return path.with_name(f".{path.name}.{os.getpid()}.partial")
+  # Named, so that what a killed process leaves can be told; see `leftovers`.
+  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+  try:
+    with partial.open("wb") as stream:
+      yield stream
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 def leftovers(folder: Any) -> list[Any]:

@@ -109,14 +109,9 @@ def _keep(file: Path, images: np.ndarray, others_bytes: int) -> None:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for other in unused:
       other.unlink()
-    unfinished = cache.unfinished_path(file)
-    try:
-      with unfinished.open("wb") as stream:
-        images.tofile(stream)
-        stream.write(_checksum(images))
-      unfinished.replace(file)
-    finally:
-      unfinished.unlink(missing_ok=True)
+    with cache.whole_file(file) as stream:
+      images.tofile(stream)
+      stream.write(_checksum(images))
 
 
 def _last_use(file: Path) -> float:

@@ -64,13 +64,8 @@ class Index:
   def save(self, file: Path) -> None:
     """Writes an .npz file, all of it or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = cache.unfinished_path(file)
-    try:
-      with unfinished.open("wb") as stream:
-        np.savez_compressed(stream, **vars(self))
-      unfinished.replace(file)
-    finally:
-      unfinished.unlink(missing_ok=True)
+    with cache.whole_file(file) as stream:
+      np.savez_compressed(stream, **vars(self))
 
   @classmethod
   def load(cls, file: Path) -> "Index":
